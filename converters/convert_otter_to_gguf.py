@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Convert adapters, widened checkpoints and base models to GGUF: `otter-gguf convert`, and a script in a clone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the folder's own modules are found through the package instead
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from otter_gguf.errors import ConfigError, FileError, OtterError
+
+HELP = "convert an adapter, a widened checkpoint or a Hugging Face base to GGUF"
+
+_OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
+_DESCRIPTION = f"""{HELP}.
+
+The kind of the input is found in the folder: an adapter (otter_config.json) or a widened checkpoint (config.json with
+"otter") gives a sidecar and needs --base; any other Hugging Face model gives a base GGUF, by llama.cpp's converter."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``otter-gguf convert``."""
+    parser.description = _DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("input", type=Path, metavar="FOLDER", help="adapter, widened checkpoint or Hugging Face model")
+    parser.add_argument("-o", "--outfile", type=Path, metavar="FILE", help="file to write (default: inside FOLDER)")
+    parser.add_argument(
+        "--outtype",
+        choices=_OUTTYPES,
+        default="auto",
+        help="type of the matrices (auto: q8_0 where a row is a multiple of 32, else f16; for a base: 16 bits)",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="PATH", help="the base: a GGUF in any quantization, or its Hugging Face folder"
+    )
+    parser.add_argument(
+        "--base-outfile",
+        type=Path,
+        metavar="FILE",
+        help="GGUF to write the base to if --base is a folder (default: beside the output)",
+    )
+    parser.add_argument(
+        "--base-hf",
+        type=Path,
+        metavar="FOLDER",
+        help="base to compare a widened checkpoint with if --base is quantized",
+    )
+    parser.add_argument("--merged", action="store_true", help="one file with base and sidecar (widened checkpoint)")
+    parser.add_argument("--name", default="", help="general.name of the sidecar (default: name of FOLDER)")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the log of llama.cpp's converter")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; prints the path of the written file."""
+    from otter_gguf.converters.adapter import CONFIG_NAME
+    from otter_gguf.converters.widened import is_widened
+
+    folder: Path = args.input
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: expected a folder")
+    if (folder / CONFIG_NAME).is_file():
+        target = _convert_adapter(args)
+    elif is_widened(folder):
+        target = _convert_widened(args)
+    else:
+        target = _convert_base(args)
+    print(target)
+    return 0
+
+
+def _convert_adapter(args: argparse.Namespace) -> Path:
+    from otter_gguf.converters.adapter import convert_adapter
+
+    from otter_gguf.gguf.base import BaseFiles
+
+    if args.merged or args.base_hf:
+        raise ConfigError("--merged and --base-hf are for a widened checkpoint; join base and sidecar with `merge`")
+    target = _target(args, "otter.gguf")
+    with BaseFiles.open(_base_gguf(args, target)) as base:
+        convert_adapter(args.input, target, base, outtype=args.outtype, name=args.name, force=args.force)
+    return target
+
+
+def _convert_widened(args: argparse.Namespace) -> Path:
+    from otter_gguf.converters.widened import convert_widened
+
+    from otter_gguf.gguf.base import BaseFiles
+
+    target = _target(args, "merged.gguf" if args.merged else "otter.gguf")
+    base_hf = args.base_hf or (args.base if args.base and args.base.is_dir() else None)
+    with BaseFiles.open(_base_gguf(args, target)) as base:
+        convert_widened(
+            args.input,
+            target,
+            base,
+            base_hf=base_hf,
+            merged=args.merged,
+            outtype=args.outtype,
+            name=args.name,
+            force=args.force,
+        )
+    return target
+
+
+def _convert_base(args: argparse.Namespace) -> Path:
+    from otter_gguf.converters.base import convert_base
+
+    given = [name for name in ("base", "base_outfile", "base_hf", "merged", "name") if getattr(args, name)]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f'{args.input} is a base (no otter_config.json, no "otter" in config.json): no {options}')
+    target = _target(args, f"{args.outtype}.gguf")
+    convert_base(args.input, target, outtype=args.outtype, verbose=args.verbose, force=args.force)
+    return target
+
+
+def _base_gguf(args: argparse.Namespace, target: Path) -> Path:
+    """The base as GGUF; a Hugging Face folder is converted first."""
+    base: Path | None = args.base
+    if base is None:
+        raise ConfigError(f"{args.input}: --base BASE.gguf is missing: the sidecar is bound to its base")
+    if not base.is_dir():
+        if args.base_outfile:
+            raise ConfigError("--base-outfile is for a --base that is a Hugging Face folder")
+        return base
+    from otter_gguf.converters.base import convert_base
+
+    written: Path = args.base_outfile or target.parent / f"{base.resolve().name}.gguf"
+    if written.exists() and not args.force:
+        raise FileError(f"{written}: exists already; give it as --base to use it, or --force to replace it")
+    convert_base(base, written, verbose=args.verbose, force=args.force)
+    return written
+
+
+def _target(args: argparse.Namespace, ending: str) -> Path:
+    if args.outfile:
+        return Path(args.outfile)
+    folder: Path = args.input
+    return folder / f"{folder.resolve().name}.{ending}"
+
+
+def main() -> int:
+    """The script: as the command line's verb, errors on one line."""
+    parser = argparse.ArgumentParser(prog="convert_otter_to_gguf.py")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args())
+    except OtterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""How a sidecar's tensors are made of an adapter's: names, stacking, order of rows. Declared once, used by all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from otter_gguf import _native
+from otter_gguf.config import InsertionConfig
+from otter_gguf.errors import ConfigError, FileError
+from otter_gguf.gguf import keys
+from otter_gguf.gguf.sidecar import expected_tensors, stays_float32
+from otter_gguf.gguf.writer import TensorPlan
+
+from . import architectures
+from .checkpoint import Float32, TensorSource
+
+OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
+
+_CHUNK_VALUES = 1 << 22  # values in memory at a time; a few buffers of them come to well under 100 MB
+_F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a GGUF tensor that come from one tensor of the checkpoint."""
+
+    name: str
+    """Name in the adapter checkpoint."""
+    shape: tuple[int, ...]
+    """(rows, columns), or (columns) of a vector."""
+    head_size: int = 0
+    """Rows of a head, if they are permuted within it for llama.cpp's rotary embedding."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows; a vector is one row."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+
+def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
+    """The parts of every tensor of a sidecar (keys as in ``expected_tensors``), stacked in this order."""
+    base, width = config.base, config.width
+    state, n = base.n_embd + width, base.head_dim
+    rope = n if architectures.get(base.architecture).interleaved_rope else 0
+    made: dict[str, tuple[Part, ...]] = {
+        keys.TOKEN_EMBD: (Part("model.embed_tokens.otter.weight", (base.n_vocab, width)),),
+        keys.OUTPUT_NORM: (Part("model.norm.otter.weight", (width,)),),
+    }
+    for layer, (n_kv, n_ff) in enumerate(zip(config.n_head_kv, config.n_ff, strict=True)):
+        hf, n_query = f"model.layers.{layer}", config.n_query_heads(layer)
+        made |= {
+            keys.ATTN_NORM.format(layer=layer): (Part(f"{hf}.input_layernorm.otter.weight", (width,)),),
+            keys.ATTN_QKV.format(layer=layer): (
+                Part(f"{hf}.self_attn.q_proj.otter.weight", (n * n_query, state), rope),
+                Part(f"{hf}.self_attn.k_proj.otter.weight", (n * n_kv, state), rope),
+                Part(f"{hf}.self_attn.v_proj.otter.weight", (n * n_kv, state)),
+            ),
+            keys.ATTN_OUTPUT.format(layer=layer): (
+                Part(f"{hf}.self_attn.o_proj.otter.weight", (width, n * (base.n_head + n_query))),
+            ),
+            keys.FFN_NORM.format(layer=layer): (Part(f"{hf}.post_attention_layernorm.otter.weight", (width,)),),
+            keys.FFN_UP.format(layer=layer): (
+                Part(f"{hf}.mlp.gate_proj.otter.weight", (n_ff, state)),
+                Part(f"{hf}.mlp.up_proj.otter.weight", (n_ff, state)),
+            ),
+            keys.FFN_DOWN.format(layer=layer): (Part(f"{hf}.mlp.down_proj.otter.weight", (width, base.n_ff + n_ff)),),
+        }
+    for head in config.heads:
+        shape = (len(head.labels), config.head_input_size(head))
+        made[keys.HEAD_WEIGHT.format(name=head.name)] = (Part(f"heads.{head.name}.otter.weight", shape),)
+        made[keys.HEAD_BIAS.format(name=head.name)] = (Part(f"heads.{head.name}.otter.bias", shape[:1]),)
+    return {name: made[name] for name in expected_tensors(config)}
+
+
+def check_source(source: TensorSource, config: InsertionConfig) -> None:
+    """``FileError`` that names every missing, extra or misshapen tensor of an adapter."""
+    found = source.shapes()
+    expected = {part.name: part.shape for parts in recipes(config).values() for part in parts}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} does not belong here" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        raise FileError(f"{source.path}: tensors: {'; '.join(problems)}")
+
+
+def plan_tensors(source: TensorSource, config: InsertionConfig, outtype: str) -> list[TensorPlan]:
+    """What to write into a sidecar; nothing is read before the writer asks for it."""
+    shapes = expected_tensors(config)
+    return [_plan(source, name, shapes[name], parts, outtype) for name, parts in recipes(config).items()]
+
+
+def tensor_type(name: str, n_columns: int, outtype: str) -> str:
+    """The type that a tensor gets: ``outtype``, or F16 where its rows do not fit that type's blocks."""
+    if outtype not in OUTTYPES:
+        raise ConfigError(f"--outtype {outtype}: expected one of {', '.join(OUTTYPES)}")
+    if stays_float32(name):
+        return "F32"
+    wanted = "Q8_0" if outtype == "auto" else outtype.upper()
+    return "F16" if wanted.startswith("Q") and n_columns % 32 else wanted
+
+
+def permute_rows(rows: Float32, head_size: int) -> Float32:
+    """Rows of whole heads from Hugging Face's order to llama.cpp's.
+
+    Hugging Face rotates channel i with channel i + n/2 of a head, llama.cpp's Llama rotates 2i with 2i + 1.
+    """
+    halves = rows.reshape(-1, 2, head_size // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def unpermute_rows(rows: Float32, head_size: int) -> Float32:
+    """Inverse of :func:`permute_rows`."""
+    pairs = rows.reshape(-1, head_size // 2, 2, rows.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def row_ranges(n_rows: int, n_columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of rows that fit in memory, each a multiple of ``multiple`` rows long."""
+    step = max(multiple, _CHUNK_VALUES // n_columns // multiple * multiple)
+    for begin in range(0, n_rows, step):
+        yield begin, min(begin + step, n_rows)
+
+
+def _plan(source: TensorSource, name: str, shape: tuple[int, ...], parts: tuple[Part, ...], outtype: str) -> TensorPlan:
+    type = tensor_type(name, shape[0], outtype)
+
+    def chunks() -> Iterator[bytes]:
+        for part in parts:
+            for begin, end in row_ranges(part.n_rows, part.shape[-1], part.head_size or 1):
+                rows = source.rows(part.name, begin, end)
+                _check_values(source, part.name, begin, rows, type)
+                yield _native.quantize(permute_rows(rows, part.head_size) if part.head_size else rows, type)
+
+    return TensorPlan(name, type, shape, chunks)
+
+
+def _check_values(source: TensorSource, name: str, first_row: int, rows: Float32, type: str) -> None:
+    limit = _F16_MAX if type == "F16" else np.finfo(np.float32).max
+    wrong = ~(np.abs(rows) <= limit)  # true for NaN too
+    if wrong.any():
+        row, column = (int(index) for index in np.argwhere(wrong)[0])
+        advice = "; use --outtype bf16 or f32" if np.isfinite(rows[row, column]) else ""
+        raise FileError(
+            f"{source.path}: tensor {name}: element [{first_row + row}, {column}] is {rows[row, column]}, "
+            f"which {type} does not hold{advice}"
+        )

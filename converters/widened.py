@@ -1,0 +1,123 @@
+"""A widened Hugging Face checkpoint, the form of the paper, to a sidecar or a merged GGUF.
+
+Such a checkpoint is an ordinary model of larger sizes: every matrix is the base's with rows and columns added, and
+zero where original rows would read added columns. Both are checked here, element by element, against the base.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from otter_gguf.config import InsertionConfig
+from otter_gguf.gguf.atomic import check_target
+from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.merge import merge
+from otter_gguf.gguf.metadata import Lineage
+
+from .adapter import write_sidecar
+from .blocks import check_blocks, open_reference
+from .checkpoint import Checkpoint, Float32, read_json
+from .widened_layout import EMBEDDING, MARK, OUTPUT, Widened, read_widened_config, widened_tensors
+
+
+def is_widened(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds a widened checkpoint."""
+    path = folder / "config.json"
+    return path.is_file() and "otter" in read_json(path)
+
+
+def convert_widened(
+    folder: str | Path,
+    target: str | Path,
+    base: BaseFiles,
+    *,
+    base_hf: str | Path | None = None,
+    merged: bool = False,
+    outtype: str = "auto",
+    name: str = "",
+    force: bool = False,
+) -> InsertionConfig:
+    """Write the sidecar of a widened checkpoint, or base and sidecar as one file.
+
+    Args:
+        folder: The widened checkpoint; its ``config.json`` holds the insertion under ``otter``.
+        target: The file to write.
+        base: The base as GGUF; in F32, F16 or BF16 the original blocks are compared with it.
+        base_hf: Hugging Face folder of the base to compare with instead, needed if ``base`` is quantized.
+        merged: Write a merged file.
+        outtype, name, force: As in ``convert_adapter``.
+
+    Raises:
+        MismatchError: An original block differs from the base, or a block that must be zero is not.
+        FileError: The checkpoint is damaged or incomplete, or ``target`` cannot be written.
+        UnsupportedError: Layers of different sizes, an unknown architecture, a quantized base without ``base_hf``.
+    """
+    folder = Path(folder)
+    check_target(Path(target), inputs=[file.path for file in base.files], force=force)
+    config, base_name = read_widened_config(folder)
+    with Checkpoint(folder) as checkpoint, open_reference(base, base_hf) as reference:
+        check_blocks(checkpoint, config, reference)
+        source = WidenedSource(checkpoint, config)
+        inputs = [path for path in folder.iterdir() if path.is_file()]
+        lineage = Lineage(name or folder.resolve().name, base_name)
+        if not merged:
+            write_sidecar(source, config, target, base, outtype, lineage, inputs=inputs, force=force)
+            return config
+        with tempfile.TemporaryDirectory() as scratch:
+            sidecar = Path(scratch) / "sidecar.gguf"
+            write_sidecar(source, config, sidecar, base, outtype, lineage, inputs=inputs, force=force)
+            merge(base.path, sidecar, target, force=force)
+    return config
+
+
+class WidenedSource:
+    """The tensors of an adapter, cut out of a widened checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, config: InsertionConfig) -> None:
+        """``FileError`` that names every missing, extra or misshapen tensor of the checkpoint."""
+        self.path = checkpoint.path
+        self._checkpoint = checkpoint
+        self._tensors = widened_tensors(config)
+        self._shapes = {name: shape for name, shape in checkpoint.shapes().items() if MARK in name}
+        self._shapes |= _adapter_shapes(config, self._tensors)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor of the adapter."""
+        return self._shapes
+
+    def rows(self, name: str, begin: int, end: int) -> Float32:
+        """Rows of an adapter's tensor; a vector has one row."""
+        whole = name.replace(MARK, ".")
+        if whole not in self._tensors:
+            return self._checkpoint.rows(name, begin, end)
+        original = self._tensors[whole].original
+        if len(original) == 1 or whole == EMBEDDING:  # the added columns
+            return np.ascontiguousarray(self._checkpoint.rows(whole, begin, end)[:, original[-1] :])
+        return self._checkpoint.rows(whole, original[0] + begin, original[0] + end)
+
+
+def _adapter_shapes(config: InsertionConfig, tensors: Mapping[str, Widened]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the checkpoint adds to its base, of the sub-layers that something is inserted in."""
+    passive = set()
+    if not config.n_head_kv[0]:
+        passive |= {"input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj"}
+    if not config.n_ff[0]:
+        passive |= {"post_attention_layernorm", "gate_proj", "up_proj", "down_proj"}
+    if all(head.input == "base" for head in config.heads):
+        passive.add("norm")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in tensors.items():
+        module = name.split(".")[-2]
+        if name == OUTPUT or module in passive or not config.width:
+            continue
+        added = tuple(whole - part for whole, part in zip(tensor.shape, tensor.original, strict=True))
+        if name == EMBEDDING:
+            shape: tuple[int, ...] = (tensor.shape[0], added[1])
+        else:
+            shape = added if len(added) == 1 else (added[0], tensor.shape[1])
+        shapes[name.removesuffix("weight") + "otter.weight"] = shape
+    return shapes

@@ -1,0 +1,55 @@
+// What the bindings share: options by name, and objects that Python may close.
+
+#pragma once
+
+#include "engine/context.h"
+#include "engine/fail.h"
+#include "engine/sampler.h"
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace otter {
+
+template <class value_type, size_t n>
+value_type by_name(const char * what, const std::string & name, const std::pair<const char *, value_type> (&choices)[n]) {
+    std::string known;
+    for (const auto & [choice, value] : choices) {
+        if (name == choice) {
+            return value;
+        }
+        known += std::string(known.empty() ? "" : ", ") + choice;
+    }
+    throw config_error(std::string(what) + " '" + name + "', expected one of " + known);
+}
+
+// A Python object whose native part can be closed before the object dies.
+template <class native>
+class closable {
+public:
+    explicit closable(std::shared_ptr<native> what) : object(std::move(what)) {}
+
+    const std::shared_ptr<native> & get() const {
+        if (!object) {
+            throw engine_error("this object has been closed");
+        }
+        return object;
+    }
+
+    void close() {
+        const pybind11::gil_scoped_release release;
+        object.reset();
+    }
+
+private:
+    std::shared_ptr<native> object;
+};
+
+using py_model   = closable<model>;
+using py_context = closable<context>;
+using py_sampler = closable<sampler>;
+
+} // namespace otter

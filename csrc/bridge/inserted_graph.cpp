@@ -1,0 +1,257 @@
+#include "inserted_graph.h"
+
+#include "ggml-impl.h" // ggml_cgraph: the output projection's nodes are taken off the end of the graph
+
+#include <cmath>
+#include <cstring>
+
+namespace otter {
+
+// Up to this many tokens an inserted product runs as one fused node; beyond, ggml's matrix kernels are faster.
+static constexpr int64_t max_fused_tokens = 4;
+
+reward_mode mode_of(const llama_cparams & cparams) {
+    if (!cparams.embeddings_nextn) {
+        return reward_mode::off;
+    }
+    return cparams.embeddings_nextn_masked ? reward_mode::marked : reward_mode::all;
+}
+
+inserted_graph::inserted_graph(const llama_model & base, const inserted_part & inserted, const llm_graph_params & params) :
+    llm_graph_context(params), model(base), part(inserted), mode(mode_of(params.cparams)) {}
+
+void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
+    if (part.spec.width > 0 && il >= 0 && il < part.n_layer) {
+        if (strcmp(name, "attn_norm") == 0) { on_attn_norm(cur, il); }
+        if (strcmp(name, "ffn_inp"  ) == 0) { on_ffn_inp  (cur, il); }
+        if (strcmp(name, "ffn_norm" ) == 0) { on_ffn_norm (cur, il); }
+        if (strcmp(name, "l_out"    ) == 0) { on_l_out    (cur, il); }
+    }
+    if (strcmp(name, "result_norm") == 0) {
+        on_result_norm(cur);
+    }
+}
+
+// y = w * (h / rms(h)): the norm node's own source is the residual state.
+static ggml_tensor * residual_of(const ggml_tensor * normed) {
+    const ggml_tensor * norm = normed->op == GGML_OP_MUL ? normed->src[0] : normed;
+    GGML_ASSERT(norm->op == GGML_OP_RMS_NORM);
+    return norm->src[0];
+}
+
+void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
+    ggml_tensor * h = residual_of(y);
+    if (il == 0) {
+        state = build_initial_state(h);
+    }
+
+    const auto & layer = part.layers[il];
+    attn_ins = nullptr;
+    if (layer.attn_qkv == nullptr) {
+        return;
+    }
+
+    const int     jl      = layer.cache_layer;
+    const int64_t n       = n_embd_head_k;
+    const int64_t n_kv    = part.spec.n_head_kv[il];
+    const int64_t n_query = model.hparams.n_head(jl);
+
+    ggml_tensor * qkv = build_norm_mul_mat(layer.attn_qkv, { y, h, state, layer.attn_norm }, il);
+    cb(qkv, "otter_qkv", il);
+
+    // queries and keys stand side by side: one rotary node for both
+    ggml_tensor * qk = ggml_view_3d(ctx0, qkv, n, n_query + n_kv, n_tokens, n*sizeof(float), qkv->nb[1], 0);
+    qk = ggml_rope_ext(ctx0, qk, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
+            n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
+    cb(qk, "otter_qk", il);
+
+    ggml_tensor * q = ggml_view_3d(ctx0, qk,  n, n_query, n_tokens, qk->nb[1], qk->nb[2], 0);
+    ggml_tensor * k = ggml_view_3d(ctx0, qk,  n, n_kv,    n_tokens, qk->nb[1], qk->nb[2], n_query*qk->nb[1]);
+    ggml_tensor * v = ggml_view_3d(ctx0, qkv, n, n_kv,    n_tokens, n*sizeof(float), qkv->nb[1],
+            (n_query + n_kv)*n*sizeof(float));
+
+    const float kq_scale = hparams.f_attention_scale == 0.0f ? 1.0f/sqrtf(float(n)) : hparams.f_attention_scale;
+
+    attn_ins = build_attn(find_input<llm_graph_input_attn_kv>(), nullptr, nullptr, nullptr, q, k, v,
+            nullptr, nullptr, nullptr, kq_scale, jl);
+    ggml_build_forward_expand(gf, attn_ins);
+}
+
+void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
+    const auto & layer = part.layers[il];
+
+    ggml_build_forward_expand(gf, h);
+    state = gather_outputs(state, h->ne[1]);
+    if (layer.attn_output == nullptr) {
+        return;
+    }
+
+    ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), h->ne[1]);
+    attn_ins           = gather_outputs(attn_ins, h->ne[1]);
+
+    state = build_concat_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
+    cb(state, "otter_ffn_inp", il);
+    ggml_build_forward_expand(gf, state);
+}
+
+void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
+    const auto & layer = part.layers[il];
+
+    act_ins = nullptr;
+    if (layer.ffn_up == nullptr) {
+        return;
+    }
+    act_ins = build_norm_swiglu(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
+    cb(act_ins, "otter_ffn_act", il);
+    ggml_build_forward_expand(gf, act_ins);
+}
+
+void inserted_graph::on_l_out(ggml_tensor * h, int il) {
+    const auto & layer = part.layers[il];
+    if (layer.ffn_down == nullptr) {
+        return;
+    }
+
+    ggml_build_forward_expand(gf, h);
+    state = build_concat_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins, state, il);
+    cb(state, "otter_l_out", il);
+    ggml_build_forward_expand(gf, state);
+}
+
+void inserted_graph::on_result_norm(ggml_tensor * y) {
+    if (mode == reward_mode::off) {
+        return;
+    }
+
+    ggml_tensor * y_ins = nullptr;
+    if (part.output_norm != nullptr) {
+        y_ins = build_partial_norm({ y, residual_of(y), state, part.output_norm });
+    }
+
+    ggml_tensor * row = build_heads(y, y_ins);
+    cb(row, "otter_result", -1);
+
+    res->t_h_nextn = row;
+    ggml_build_forward_expand(gf, row);
+    n_nodes_with_rewards = ggml_graph_n_nodes(gf);
+}
+
+void inserted_graph::finish() {
+    if (mode == reward_mode::all) {
+        GGML_ASSERT(n_nodes_with_rewards > 0);
+        gf->n_nodes   = n_nodes_with_rewards;
+        res->t_logits = nullptr;
+    }
+}
+
+ggml_tensor * inserted_graph::build_initial_state(ggml_tensor * h) {
+    if (part.token_embd != nullptr) {
+        GGML_ASSERT(res->t_inp_tokens != nullptr);
+        return ggml_get_rows(ctx0, part.token_embd, res->t_inp_tokens);
+    }
+    return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset*sizeof(float));
+}
+
+// Raw scalars of every head, [n_rewards, T]; behind them, where asked for, the final normed h' and h.
+ggml_tensor * inserted_graph::build_heads(ggml_tensor * y, ggml_tensor * y_ins) {
+    ggml_tensor * row = nullptr;
+    const auto append = [&](ggml_tensor * cur) {
+        row = row == nullptr ? cur : ggml_concat(ctx0, row, cur, 0);
+    };
+
+    for (size_t i = 0; i < part.heads.size(); ++i) {
+        ggml_tensor * input = nullptr;
+        switch (part.spec.heads[i].input) {
+            case head_input::inserted: input = y_ins;                           break;
+            case head_input::base:     input = y;                               break;
+            case head_input::both:     input = ggml_concat(ctx0, y, y_ins, 0);  break;
+        }
+        append(ggml_add(ctx0, ggml_mul_mat(ctx0, part.heads[i].weight, input), part.heads[i].bias));
+    }
+    if (part.spec.hidden_states) {
+        if (y_ins != nullptr) {
+            append(y_ins);
+        }
+        append(y);
+    }
+    return row;
+}
+
+ggml_tensor * inserted_graph::build_norm_mul_mat(ggml_tensor * w, const norm_input & in, int il) {
+    if (fused(w, in.y->ne[1], il)) {
+        return cpu_norm_mul_mat(ctx0, w, in, part.norm);
+    }
+    return ggml_mul_mat(ctx0, w, build_norm_concat(in, il));
+}
+
+ggml_tensor * inserted_graph::build_norm_swiglu(ggml_tensor * w, const norm_input & in, int il) {
+    if (fused(w, in.y->ne[1], il)) {
+        return cpu_norm_swiglu(ctx0, w, in, part.norm);
+    }
+    return ggml_swiglu(ctx0, ggml_mul_mat(ctx0, w, build_norm_concat(in, il)));
+}
+
+ggml_tensor * inserted_graph::build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b,
+        ggml_tensor * residual, int il) {
+    if (fused(w, a->ne[1], il)) {
+        return cpu_concat_mul_mat_add(ctx0, w, a, b, residual);
+    }
+    return ggml_add(ctx0, ggml_mul_mat(ctx0, w, build_concat(a, b, il)), residual);
+}
+
+ggml_tensor * inserted_graph::build_norm_concat(const norm_input & in, int il) {
+    if (on_cpu(il)) {
+        return cpu_norm_concat(ctx0, in, part.norm);
+    }
+    return ggml_concat(ctx0, in.y, build_partial_norm(in), 0);
+}
+
+// y' = w' * h' / sqrt(mean(h^2) + eps), from operations that every backend has
+ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in) {
+    ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, in.h));
+    cur = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, 1.0f/float(in.h->ne[0]), part.norm.eps));
+    return ggml_mul(ctx0, ggml_div(ctx0, in.h_ins, cur), in.w_ins);
+}
+
+ggml_tensor * inserted_graph::build_concat(ggml_tensor * a, ggml_tensor * b, int il) {
+    return on_cpu(il) ? cpu_concat(ctx0, a, b) : ggml_concat(ctx0, a, b, 0);
+}
+
+bool inserted_graph::on_cpu(int il) const {
+    return ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+bool inserted_graph::fused(const ggml_tensor * w, int64_t n_columns, int il) const {
+    return n_columns <= max_fused_tokens && on_cpu(il) && cpu_readable(w);
+}
+
+// The input that the base multiplies with one of its weights: the newest such product in the graph.
+ggml_tensor * inserted_graph::input_of(const ggml_tensor * weight) const {
+    for (int i = ggml_graph_n_nodes(gf) - 1; i >= 0; --i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        if (node->op == GGML_OP_MUL_MAT && node->src[0] == weight) {
+            return node->src[1];
+        }
+    }
+    GGML_ABORT("the base graph does not multiply with %s", weight->name);
+}
+
+// Behind its last attention the base goes on with the output tokens alone; so does h'.
+ggml_tensor * inserted_graph::gather_outputs(ggml_tensor * cur, int64_t n_columns) {
+    if (cur == nullptr || cur->ne[1] == n_columns) {
+        return cur;
+    }
+    return ggml_get_rows(ctx0, cur, find_input<llm_graph_input_out_ids>()->out_ids);
+}
+
+template <class input>
+input * inserted_graph::find_input() const {
+    for (const auto & candidate : res->inputs) {
+        if (auto * found = dynamic_cast<input *>(candidate.get())) {
+            return found;
+        }
+    }
+    GGML_ABORT("the base graph lacks an input that the inserted blocks need");
+}
+
+} // namespace otter

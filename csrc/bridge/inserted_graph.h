@@ -1,0 +1,62 @@
+// Hangs the inserted blocks onto a base graph while llama.cpp builds it.
+
+#pragma once
+
+#include "inserted_part.h"
+
+#include "llama-graph.h"
+
+namespace otter {
+
+// One graph's worth of building. llama.cpp names each tensor of its graph through a callback; `tap` listens to it and
+// adds every inserted block where its inputs appear, so that no activation stays alive longer than in the base.
+class inserted_graph : public llm_graph_context {
+public:
+    inserted_graph(const llama_model & base, const inserted_part & inserted, const llm_graph_params & params);
+
+    void tap(ggml_tensor * cur, const char * name, int il);
+
+    // Call when the base graph is complete.
+    void finish();
+
+private:
+    const llama_model   & model;
+    const inserted_part & part;
+    const reward_mode     mode;
+
+    ggml_tensor * state    = nullptr; // h' where the taps have arrived, [e, T]
+    ggml_tensor * attn_ins = nullptr; // inserted heads' output of the current layer, [n*g*k', T]
+    ggml_tensor * act_ins  = nullptr; // inserted inner activation of the current layer, [f', T]
+
+    int n_nodes_with_rewards = 0;
+
+    void on_attn_norm(ggml_tensor * cur, int il);
+    void on_ffn_inp  (ggml_tensor * cur, int il);
+    void on_ffn_norm (ggml_tensor * cur, int il);
+    void on_l_out    (ggml_tensor * cur, int il);
+    void on_result_norm(ggml_tensor * cur);
+
+    ggml_tensor * build_initial_state(ggml_tensor * h);
+    ggml_tensor * build_heads(ggml_tensor * y, ggml_tensor * y_ins);
+
+    // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
+    ggml_tensor * build_norm_mul_mat(ggml_tensor * w, const norm_input & in, int il);
+    ggml_tensor * build_norm_swiglu (ggml_tensor * w, const norm_input & in, int il);
+    ggml_tensor * build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, ggml_tensor * residual, int il);
+    ggml_tensor * build_norm_concat(const norm_input & in, int il);
+    ggml_tensor * build_partial_norm(const norm_input & in);
+    ggml_tensor * build_split_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b);
+    ggml_tensor * build_concat(ggml_tensor * a, ggml_tensor * b, int il);
+
+    bool on_cpu(int il) const;
+    bool fused(const ggml_tensor * w, int64_t n_columns, int il) const;
+
+    ggml_tensor * input_of(const ggml_tensor * weight) const;
+    ggml_tensor * gather_outputs(ggml_tensor * cur, int64_t n_columns);
+
+    template <class input> input * find_input() const;
+};
+
+reward_mode mode_of(const llama_cparams & cparams);
+
+} // namespace otter

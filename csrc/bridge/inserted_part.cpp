@@ -1,0 +1,130 @@
+#include "inserted_part.h"
+
+#include "llama-model-loader.h"
+
+#include <stdexcept>
+
+namespace otter {
+
+int32_t insertion_spec::n_rewards() const {
+    int32_t n = 0;
+    for (const auto & head : heads) {
+        n += head.n_labels;
+    }
+    return n;
+}
+
+int32_t insertion_spec::n_cache_layers() const {
+    int32_t n = 0;
+    for (const int32_t k : n_head_kv) {
+        n += k > 0;
+    }
+    return n;
+}
+
+int32_t insertion_spec::row_size(int32_t n_embd) const {
+    return n_rewards() + (hidden_states ? width + n_embd : 0);
+}
+
+void inserted_part::extend_hparams(llama_hparams & hparams) {
+    n_layer = int32_t(hparams.n_layer());
+    norm.eps = hparams.f_norm_rms_eps;
+
+    if (hparams.n_layer_all != hparams.n_layer()) {
+        throw std::runtime_error("a base with multi-token prediction layers cannot hold an insertion");
+    }
+    if (int32_t(spec.n_head_kv.size()) != n_layer || int32_t(spec.n_ff.size()) != n_layer) {
+        throw std::runtime_error("the insertion lists " + std::to_string(spec.n_head_kv.size()) +
+                " layers, the base has " + std::to_string(n_layer));
+    }
+    if (n_layer + spec.n_cache_layers() > LLAMA_MAX_LAYERS) {
+        throw std::runtime_error("too many layers with inserted attention for llama.cpp's KV cache");
+    }
+
+    layers.resize(n_layer);
+    for (int32_t il = 0; il < n_layer; ++il) {
+        if (spec.n_head_kv[il] == 0) {
+            continue;
+        }
+        const uint32_t jl = hparams.n_layer_all++;
+
+        layers[il].cache_layer       = int32_t(jl);
+        hparams.n_head_kv_arr[jl]    = spec.n_head_kv[il];
+        hparams.n_head_arr[jl]       = spec.n_head_kv[il] * (hparams.n_head_arr[il]/hparams.n_head_kv_arr[il]);
+        hparams.n_ff_arr[jl]         = 0;
+        hparams.is_swa_impl[jl]      = hparams.is_swa_impl[il];
+        hparams.is_recr_impl[jl]     = hparams.is_recr_impl[il];
+    }
+
+    hparams.n_embd_out_impl = spec.row_size(int32_t(hparams.n_embd));
+}
+
+bool inserted_part::reads_inserted_state() const {
+    for (const auto & head : spec.heads) {
+        if (head.input != head_input::base) {
+            return true;
+        }
+    }
+    return spec.hidden_states && spec.width > 0;
+}
+
+void inserted_part::create_tensors(llama_model_base & model) {
+    const auto & tn = model.tn;
+    const auto & hp = model.hparams;
+
+    const int64_t d = hp.n_embd;
+    const int64_t e = spec.width;
+    const int64_t n = hp.n_embd_head_k();
+
+    const auto create = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
+        return model.create_tensor(name, ne, 0);
+    };
+
+    if (spec.state_table) {
+        token_embd = create(tn(LLM_TENSOR_TOKEN_EMBD, "otter.weight"), {e, model.vocab.n_tokens()});
+    }
+
+    for (int32_t il = 0; il < n_layer; ++il) {
+        auto & layer = layers[il];
+
+        const int64_t k_ins = spec.n_head_kv[il];
+        const int64_t q_ins = k_ins * hp.n_gqa(il);
+        const int64_t f_ins = spec.n_ff[il];
+
+        if (k_ins > 0) {
+            layer.attn_norm   = create(tn(LLM_TENSOR_ATTN_NORM, "otter.weight", il), {e});
+            layer.attn_qkv    = create(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
+            layer.attn_output = create(tn(LLM_TENSOR_ATTN_OUT,  "otter.weight", il), {n*(hp.n_head(il) + q_ins), e});
+
+            // the cache layer shifts its keys with the rotary factors of the layer it stands beside
+            auto & cache_layer = model.layers[layer.cache_layer];
+
+            cache_layer.rope_freqs = model.layers[il].rope_freqs;
+            cache_layer.rope_long  = model.layers[il].rope_long;
+            cache_layer.rope_short = model.layers[il].rope_short;
+        }
+        if (f_ins > 0) {
+            layer.ffn_norm = create(tn(LLM_TENSOR_FFN_NORM, "otter.weight", il), {e});
+            layer.ffn_up   = create(tn(LLM_TENSOR_FFN_UP,   "otter.weight", il), {d + e, 2*f_ins});
+            layer.ffn_down = create(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {int64_t(hp.n_ff(il)) + f_ins, e});
+        }
+    }
+
+    if (reads_inserted_state()) {
+        output_norm = create(tn(LLM_TENSOR_OUTPUT_NORM, "otter.weight"), {e});
+    }
+
+    for (const auto & head : spec.heads) {
+        const int64_t columns = head.input == head_input::inserted ? e : head.input == head_input::base ? d : d + e;
+
+        const std::string weight = head.name + ".otter.weight";
+        const std::string bias   = head.name + ".otter.bias";
+
+        inserted_head_tensors tensors;
+        tensors.weight = create(tn(LLM_TENSOR_CLS_OUT, weight.c_str()), {columns, head.n_labels});
+        tensors.bias   = create(tn(LLM_TENSOR_CLS_OUT, bias.c_str()),   {head.n_labels});
+        heads.push_back(tensors);
+    }
+}
+
+} // namespace otter

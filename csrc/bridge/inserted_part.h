@@ -1,0 +1,56 @@
+// The inserted tensors of a loaded model and their place among llama.cpp's layers.
+
+#pragma once
+
+#include "insertion.h"
+#include "ops/block_ops.h"
+
+#include "llama-model.h"
+
+#include <vector>
+
+namespace otter {
+
+// Tensors of one layer; null where nothing is inserted. Shapes in ggml order (columns first).
+struct inserted_layer {
+    ggml_tensor * attn_norm   = nullptr; // [e]
+    ggml_tensor * attn_qkv    = nullptr; // [d+e, n*(g*k' + 2*k')]
+    ggml_tensor * attn_output = nullptr; // [n*(H + g*k'), e]
+    ggml_tensor * ffn_norm    = nullptr; // [e]
+    ggml_tensor * ffn_up      = nullptr; // [d+e, 2*f'], gate above up
+    ggml_tensor * ffn_down    = nullptr; // [f + f', e]
+
+    int32_t cache_layer = -1; // its layer in the KV cache, L + i
+};
+
+struct inserted_head_tensors {
+    ggml_tensor * weight = nullptr; // [columns, labels]
+    ggml_tensor * bias   = nullptr; // [labels]
+};
+
+struct inserted_part {
+    insertion_spec spec;
+
+    int32_t n_layer = 0; // L of the base
+
+    ggml_tensor * token_embd  = nullptr; // [e, V], state source `table`
+    ggml_tensor * output_norm = nullptr; // [e]
+
+    std::vector<inserted_layer>        layers;
+    std::vector<inserted_head_tensors> heads;
+
+    norm_params norm; // outlives every graph: graphs are reused between calls
+
+    explicit inserted_part(insertion_spec what) : spec(std::move(what)) {}
+
+    // Append the inserted attention as layers behind the base's, so that the KV cache holds them too.
+    void extend_hparams(llama_hparams & hparams);
+
+    // Create the inserted tensors through the loader: mmap, placement and type checks are llama.cpp's own.
+    void create_tensors(llama_model_base & model);
+
+    // Does any head, or the caller, read h' behind the last layer?
+    bool reads_inserted_state() const;
+};
+
+} // namespace otter

@@ -1,0 +1,107 @@
+// One KV cache with its compute buffers: batches in, logits and rewards out.
+
+#pragma once
+
+#include "model.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace otter {
+
+struct context_options {
+    uint32_t  n_ctx           = 512;
+    uint32_t  n_batch         = 2048;
+    uint32_t  n_ubatch        = 512;
+    uint32_t  n_seq_max       = 1;
+    uint32_t  n_outputs_max   = 0; // tokens of a batch that may be marked as outputs; 0 = 64, or n_seq_max if more
+    int32_t   n_threads       = 0; // 0 = all cores
+    int32_t   n_threads_batch = 0;
+    ggml_type type_k          = GGML_TYPE_F16;
+    ggml_type type_v          = GGML_TYPE_F16;
+    bool      offload_kqv     = true;
+    bool      rewards         = true;
+
+    llama_flash_attn_type flash_attn = LLAMA_FLASH_ATTN_TYPE_AUTO;
+
+    // Asked now and then during a computation, from the thread that called decode; true = stop.
+    std::function<bool()> interrupted;
+};
+
+// One token a row: token, position, sequence, output wanted?
+struct token_batch {
+    const int32_t * tokens;
+    const int32_t * positions;
+    const int32_t * sequences;
+    const bool    * outputs;
+    int32_t         n_tokens;
+};
+
+// Thrown by decode after `interrupted` answered true; the cache is as it was before the call.
+struct interrupt {};
+
+class context {
+public:
+    context(std::shared_ptr<const model> owner, const context_options & options);
+
+    context(const context &)             = delete;
+    context & operator=(const context &) = delete;
+
+    // Logits and rewards of the tokens marked as outputs are kept until the next call.
+    void decode(const token_batch & batch, bool rewards);
+
+    // Rewards of every token, [n_tokens, n_rewards], without the output projection.
+    std::vector<float> score(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position);
+
+    const float *      logits() const;
+    const float *      logits_row(int32_t row) const;
+    std::vector<float> rewards() const;                    // [n_outputs, n_rewards], calibrated
+    const float *      rows()   const { return last_rows; } // [n_outputs, row_size], raw
+    int32_t            n_outputs() const { return n_last_outputs; }
+
+    void sequence_copy  (int32_t source, int32_t target, int32_t begin, int32_t end);
+    bool sequence_remove(int32_t sequence, int32_t begin, int32_t end);
+    void sequence_keep  (int32_t sequence);
+    int32_t sequence_max_position(int32_t sequence) const;
+    void clear();
+
+    // Highest logits of a row, best first; equal logits: lower token first.
+    std::vector<std::pair<llama_token, float>> top_k(int32_t row, int32_t k) const;
+
+    llama_context * get() const { return handle.get(); }
+
+    const std::shared_ptr<const model> owner;
+
+    double  seconds = 0.0; // inside llama_decode
+    int64_t n_calls = 0;
+
+private:
+    const bool    with_rewards;
+    const int32_t n_outputs_max;
+
+    std::function<bool()> interrupted;
+
+    bool     was_interrupted = false;
+    unsigned n_abort_polls   = 0;
+    int64_t  t_abort_poll_us = 0;
+
+    std::unique_ptr<llama_context, decltype(&llama_free)> handle;
+
+    std::atomic<bool> busy { false };
+
+    int32_t       n_last_outputs = 0;
+    const float * last_rows      = nullptr;
+
+    static bool poll_abort(void * self);
+
+    void run(const token_batch & batch, reward_mode mode);
+    void check_batch(const token_batch & batch) const;
+    void check_sequence(int32_t sequence) const;
+    void roll_back(const token_batch & batch);
+};
+
+} // namespace otter

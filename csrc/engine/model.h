@@ -1,0 +1,72 @@
+// A loaded model: llama.cpp's own, or llama.cpp's own with an inserted part.
+
+#pragma once
+
+#include "bridge/insertion.h"
+
+#include "llama.h"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace otter {
+
+enum class activation { none, sigmoid, tanh };
+
+// What turns a head's raw scalars into rewards: scale * activation(raw) + shift, one entry a scalar.
+struct calibration {
+    std::vector<activation> activations;
+    std::vector<float>      scale;
+    std::vector<float>      shift;
+
+    void apply(const float * raw, float * rewards) const;
+};
+
+struct insertion {
+    insertion_spec spec;
+    calibration    rewards;
+};
+
+struct model_options {
+    std::string        sidecar;
+    int32_t            n_gpu_layers  = -1;
+    llama_split_mode   split_mode    = LLAMA_SPLIT_MODE_LAYER;
+    int32_t            main_gpu      = 0;
+    std::vector<float> tensor_split;
+    bool               use_mmap      = true;
+    bool               use_mlock     = false;
+    bool               check_tensors = false;
+    bool               vocab_only    = false;
+
+    std::function<bool(float)> progress; // false = stop loading
+};
+
+class model {
+public:
+    model(const std::string & path, const model_options & options, std::optional<insertion> inserted);
+
+    llama_model       * get()   const { return handle.get(); }
+    const llama_vocab * vocab() const { return llama_model_get_vocab(handle.get()); }
+
+    const std::optional<insertion> inserted;
+
+    int32_t n_layer()   const;
+    int32_t n_rewards() const { return inserted ? inserted->spec.n_rewards() : 0; }
+    int32_t row_size()  const { return inserted ? inserted->spec.row_size(llama_model_n_embd(get())) : 0; }
+
+    std::vector<llama_token> tokenize  (const std::string & text, bool add_special, bool parse_special) const;
+    std::string              detokenize(const std::vector<llama_token> & tokens, bool special) const;
+    std::string              token_text(llama_token token, bool special) const;
+    std::string              description() const;
+
+    // EngineError-kind failure if the token is not in the vocabulary
+    void check_token(llama_token token) const;
+
+private:
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> handle;
+};
+
+} // namespace otter

@@ -1,0 +1,34 @@
+// A regular, non-empty file, readable as bytes.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace otter {
+
+// Memory-mapped read only where there is mmap, read into memory elsewhere. Shared by everything that points into it.
+class mapped_file {
+public:
+    // Throws otter_error(file) on anything but a regular file with at least one byte.
+    static std::shared_ptr<const mapped_file> open(const std::string & path);
+
+    mapped_file(const mapped_file &)             = delete;
+    mapped_file & operator=(const mapped_file &) = delete;
+    ~mapped_file();
+
+    const uint8_t * data() const { return bytes; }
+    uint64_t        size() const { return n_bytes; }
+
+private:
+    mapped_file() = default;
+
+    const uint8_t *      bytes   = nullptr;
+    uint64_t             n_bytes = 0;
+    std::vector<uint8_t> buffer; // owns the bytes where there is no mmap
+};
+
+} // namespace otter

@@ -1,0 +1,226 @@
+#include "block_ops.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace otter {
+
+namespace {
+
+// Rows [begin, end) that this thread computes.
+struct row_range {
+    int64_t begin;
+    int64_t end;
+
+    row_range(int64_t n, int ith, int nth) : begin(n*ith/nth), end(n*(ith + 1)/nth) {}
+};
+
+const float * column(const ggml_tensor * t, int64_t i) {
+    return (const float *) ((const char *) t->data + i*t->nb[1]);
+}
+
+float * column(ggml_tensor * t, int64_t i) {
+    return (float *) ((char *) t->data + i*t->nb[1]);
+}
+
+// 1/rms(h), summed as ggml's own RMS norm does: in double, one column after the other.
+float inverse_rms(const float * h, int64_t n, float eps) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+        sum += double(h[i]*h[i]);
+    }
+    return 1.0f/sqrtf(float(sum/double(n)) + eps);
+}
+
+void norm_inserted(float * dst, const ggml_tensor * h, const ggml_tensor * h_ins, const ggml_tensor * w_ins,
+        int64_t i, float eps) {
+    const float   scale = inverse_rms(column(h, i), h->ne[0], eps);
+    const float * x     = column(h_ins, i);
+    const float * w     = (const float *) w_ins->data;
+
+    for (int64_t j = 0; j < h_ins->ne[0]; ++j) {
+        dst[j] = x[j]*scale*w[j];
+    }
+}
+
+// The input columns of a product in the type its dot product wants. Every thread packs them for itself: that is
+// cheaper than a barrier.
+class packed_input {
+public:
+    packed_input(const ggml_tensor * weight, int64_t n_tokens) :
+        type(ggml_get_type_traits_cpu(weight->type)->vec_dot_type),
+        block(ggml_blck_size(type)),
+        from_float(ggml_get_type_traits_cpu(type)->from_float),
+        row_size(ggml_row_size(type, weight->ne[0])) {
+        thread_local std::vector<char> storage;
+        if (storage.size() < row_size*size_t(n_tokens)) {
+            storage.resize(row_size*size_t(n_tokens));
+        }
+        data = storage.data();
+    }
+
+    // Pack [a, b] as column i.
+    void pack(int64_t i, const float * a, int64_t n_a, const float * b, int64_t n_b) {
+        char * dst = data + size_t(i)*row_size;
+        if (n_a % block == 0 && n_b % block == 0) {
+            from_float(a, dst, n_a);
+            from_float(b, dst + ggml_row_size(type, n_a), n_b);
+            return;
+        }
+        thread_local std::vector<float> joined;
+        joined.resize(size_t(n_a + n_b));
+        std::copy(a, a + n_a, joined.begin());
+        std::copy(b, b + n_b, joined.begin() + n_a);
+        from_float(joined.data(), dst, n_a + n_b);
+    }
+
+    const char * operator[](int64_t i) const { return data + size_t(i)*row_size; }
+
+private:
+    const ggml_type         type;
+    const int64_t           block;
+    const ggml_from_float_t from_float;
+    const size_t            row_size;
+
+    char * data;
+};
+
+float dot(const ggml_tensor * weight, int64_t row, const char * input) {
+    float result;
+    ggml_get_type_traits_cpu(weight->type)->vec_dot(int(weight->ne[0]), &result, 0,
+            (const char *) weight->data + size_t(row)*weight->nb[1], 0, input, 0, 1);
+    return result;
+}
+
+packed_input pack_norm_input(const ggml_tensor * dst, const norm_params & norm) {
+    const ggml_tensor * weight = dst->src[0];
+    const ggml_tensor * y      = dst->src[1];
+    const ggml_tensor * h      = dst->src[2];
+    const ggml_tensor * h_ins  = dst->src[3];
+    const ggml_tensor * w_ins  = dst->src[4];
+
+    thread_local std::vector<float> y_ins;
+    y_ins.resize(size_t(h_ins->ne[0]));
+
+    packed_input input(weight, dst->ne[1]);
+    for (int64_t i = 0; i < dst->ne[1]; ++i) {
+        norm_inserted(y_ins.data(), h, h_ins, w_ins, i, norm.eps);
+        input.pack(i, column(y, i), y->ne[0], y_ins.data(), h_ins->ne[0]);
+    }
+    return input;
+}
+
+void compute_norm_concat(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * y = dst->src[0];
+
+    const row_range tokens(dst->ne[1], ith, nth);
+    for (int64_t i = tokens.begin; i < tokens.end; ++i) {
+        memcpy(column(dst, i), column(y, i), size_t(y->ne[0])*sizeof(float));
+        norm_inserted(column(dst, i) + y->ne[0], dst->src[1], dst->src[2], dst->src[3], i,
+                static_cast<const norm_params *>(userdata)->eps);
+    }
+}
+
+void compute_norm_mul_mat(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * weight = dst->src[0];
+    const packed_input  input  = pack_norm_input(dst, *static_cast<const norm_params *>(userdata));
+
+    const row_range rows(weight->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t i = 0; i < dst->ne[1]; ++i) {
+            column(dst, i)[row] = dot(weight, row, input[i]);
+        }
+    }
+}
+
+void compute_norm_swiglu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * weight = dst->src[0];
+    const packed_input  input  = pack_norm_input(dst, *static_cast<const norm_params *>(userdata));
+
+    const row_range rows(dst->ne[0], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t i = 0; i < dst->ne[1]; ++i) {
+            const float gate = dot(weight, row,              input[i]);
+            const float up   = dot(weight, row + dst->ne[0], input[i]);
+
+            column(dst, i)[row] = gate/(1.0f + expf(-gate))*up;
+        }
+    }
+}
+
+void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void *) {
+    const ggml_tensor * weight   = dst->src[0];
+    const ggml_tensor * a        = dst->src[1];
+    const ggml_tensor * b        = dst->src[2];
+    const ggml_tensor * residual = dst->src[3];
+
+    packed_input input(weight, dst->ne[1]);
+    for (int64_t i = 0; i < dst->ne[1]; ++i) {
+        input.pack(i, column(a, i), a->ne[0], column(b, i), b->ne[0]);
+    }
+
+    const row_range rows(weight->ne[1], ith, nth);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t i = 0; i < dst->ne[1]; ++i) {
+            column(dst, i)[row] = column(residual, i)[row] + dot(weight, row, input[i]);
+        }
+    }
+}
+
+void compute_concat(ggml_tensor * dst, int ith, int nth, void *) {
+    const ggml_tensor * a = dst->src[0];
+    const ggml_tensor * b = dst->src[1];
+
+    const row_range tokens(dst->ne[1], ith, nth);
+    for (int64_t i = tokens.begin; i < tokens.end; ++i) {
+        memcpy(column(dst, i),            column(a, i), size_t(a->ne[0])*sizeof(float));
+        memcpy(column(dst, i) + a->ne[0], column(b, i), size_t(b->ne[0])*sizeof(float));
+    }
+}
+
+template <size_t n>
+ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor * (&args)[n], ggml_custom_op_t fun,
+        const norm_params * norm) {
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, int(n), fun, GGML_N_TASKS_MAX,
+            const_cast<norm_params *>(norm));
+}
+
+} // namespace
+
+ggml_tensor * cpu_norm_concat(ggml_context * ctx, const norm_input & in, const norm_params & norm) {
+    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
+    return custom(ctx, in.y->ne[0] + in.h_ins->ne[0], in.y->ne[1], args, compute_norm_concat, &norm);
+}
+
+ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm) {
+    ggml_tensor * args[] = { weight, in.y, in.h, in.h_ins, in.w_ins };
+    return custom(ctx, weight->ne[1], in.y->ne[1], args, compute_norm_mul_mat, &norm);
+}
+
+ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm) {
+    ggml_tensor * args[] = { weight, in.y, in.h, in.h_ins, in.w_ins };
+    return custom(ctx, weight->ne[1]/2, in.y->ne[1], args, compute_norm_swiglu, &norm);
+}
+
+ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * a, ggml_tensor * b,
+        ggml_tensor * residual) {
+    ggml_tensor * args[] = { weight, a, b, residual };
+    return custom(ctx, weight->ne[1], a->ne[1], args, compute_concat_mul_mat_add, nullptr);
+}
+
+ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
+    ggml_tensor * args[] = { a, b };
+    return custom(ctx, a->ne[0] + b->ne[0], a->ne[1], args, compute_concat, nullptr);
+}
+
+bool cpu_readable(const ggml_tensor * weight) {
+    return weight->buffer != nullptr && ggml_backend_buffer_is_host(weight->buffer) &&
+        ggml_get_type_traits_cpu(weight->type)->vec_dot != nullptr;
+}
+
+} // namespace otter

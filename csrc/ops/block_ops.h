@@ -1,0 +1,45 @@
+// The steps of an inserted block as single nodes of a CPU graph. A graph node costs about 4 us (a barrier of all
+// threads), as much as the arithmetic of a whole inserted sub-layer of a small insertion, so norm, concatenation,
+// product, gate and residual are joined where the weights are readable by the CPU.
+//
+// d, e: widths of h and h'; T: tokens. The pieces of a product's input stand side by side along the columns.
+
+#pragma once
+
+#include "ggml.h"
+
+namespace otter {
+
+struct norm_params {
+    float eps = 0.0f;
+};
+
+// Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
+// normed by it (partial norm: y' = w' * h' / rms(h)).
+struct norm_input {
+    ggml_tensor * y;
+    ggml_tensor * h;
+    ggml_tensor * h_ins;
+    ggml_tensor * w_ins; // [e]
+};
+
+// [y, y'] -> [d+e, T]
+ggml_tensor * cpu_norm_concat(ggml_context * ctx, const norm_input & in, const norm_params & norm);
+
+// weight @ [y, y'] -> [rows, T]
+ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm);
+
+// silu(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
+ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm);
+
+// residual + weight @ [a, b] -> [rows, T]
+ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * a, ggml_tensor * b,
+        ggml_tensor * residual);
+
+// [a, b] -> [columns of a + columns of b, T]
+ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
+
+// Can the fused products read this weight? (plain rows in host memory, with a dot product for the type)
+bool cpu_readable(const ggml_tensor * weight);
+
+} // namespace otter

@@ -1,0 +1,209 @@
+"""The native layer: GGUF validator, llama.cpp with inserted blocks, samplers. Shapes are (rows, columns), C order."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+LLAMA_CPP_COMMIT: str
+LLAMA_CPP_VERSION: str
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+@final
+class TensorInfo:
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str:
+        """ggml's name in upper case: F32, F16, BF16, Q8_0, Q4_K ..."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """GGUF order: columns first."""
+    @property
+    def offset(self) -> int:
+        """From the start of the file, in bytes."""
+    @property
+    def n_bytes(self) -> int: ...
+
+@final
+class GgufFile:
+    """A GGUF file whose header has been read and checked. Raises ``FileError``. The file is memory-mapped, read only.
+
+    Checked here: everything that lets a later reader trust the header (magic, version, counts, sizes with checked
+    arithmetic, key and tensor names unique and in bounds, types, alignment, no overlap, data inside the file).
+    """
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def kv_offset(self) -> int:
+        """Offset of the first metadata entry (24 in version 3)."""
+    @property
+    def tensor_info_offset(self) -> int: ...
+    @property
+    def tensor_info_end(self) -> int: ...
+    @property
+    def data_offset(self) -> int: ...
+    @property
+    def keys(self) -> list[str]: ...
+    @property
+    def tensors(self) -> list[TensorInfo]: ...
+    def key_type(self, key: str) -> str:
+        """``u32``, ``str``, ``arr[str]`` ...; KeyError if absent."""
+    def value(self, key: str) -> Any:
+        """Python value; arrays as lists. KeyError if absent."""
+    def raw_value(self, key: str) -> memoryview:
+        """The bytes of the value as they stand in the file (after the type tag)."""
+    def array_length(self, key: str) -> int: ...
+    def tensor_data(self, name: str) -> memoryview: ...
+    def non_finite(self, name: str) -> int:
+        """Index of the first NaN or Inf among the tensor's values or block scales, or -1."""
+    def close(self) -> None: ...
+    def __enter__(self) -> GgufFile: ...
+    def __exit__(self, *args: object) -> None: ...
+
+def check_base(file: GgufFile) -> None:
+    """Refuse a base model on which llama.cpp would abort (RELIABILITY B3's places): typed keys, layer bounds,
+    norm epsilon, unique tokens, byte tokens, tensor types. Raises ``FileError``/``UnsupportedError``."""
+
+def check_finite(file: GgufFile, names: Sequence[str]) -> None:
+    """``FileError`` that names the first of these tensors with a NaN or an infinity."""
+
+def tensor_nbytes(type: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor; ``FileError`` on an unknown type, a row that is no multiple of the block, an overflow."""
+
+def quantize(values: Float32, type: str) -> bytes:
+    """ggml's reference quantizer for rows (rows, columns) -> bytes in the type's layout. GIL released."""
+
+def dequantize(data: memoryview | bytes, type: str, n_columns: int) -> Float32:
+    """(rows, n_columns) from a tensor's bytes. GIL released."""
+
+# ---- model -----------------------------------------------------------------------------------------------------
+
+@final
+class HeadSpec:
+    def __init__(self, *, name: str, input: str, activation: str, scale: Sequence[float],
+                 shift: Sequence[float]) -> None: ...
+
+@final
+class InsertionSpec:
+    """What the native blocks need of an InsertionConfig; sizes are checked against the base at load."""
+    def __init__(self, *, width: int, n_head_kv: Sequence[int], n_ff: Sequence[int], state_source: str,
+                 state_offset: int, heads: Sequence[HeadSpec]) -> None: ...
+
+@final
+class Model:
+    """Weights. With ``insertion=None`` it is llama.cpp's own model class, loaded by llama.cpp's own function.
+
+    ``sidecar=""`` with an insertion means a merged file. Raises ``EngineError`` with llama.cpp's log lines.
+    """
+    def __init__(self, path: str, *, sidecar: str = "", insertion: InsertionSpec | None = None,
+                 n_gpu_layers: int = -1, split_mode: str = "layer", main_gpu: int = 0,
+                 tensor_split: Sequence[float] = (), use_mmap: bool = True, use_mlock: bool = False,
+                 check_tensors: bool = False, vocab_only: bool = False, hidden_states: bool = False,
+                 progress: Callable[[float], bool] | None = None) -> None: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def n_ctx_train(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_rewards(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def bos_token(self) -> int: ...
+    @property
+    def eos_token(self) -> int: ...
+    @property
+    def add_bos(self) -> bool: ...
+    def is_eog(self, token: int) -> bool: ...
+    def chat_template(self) -> str | None: ...
+    def tokenize(self, text: bytes, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes: ...
+    def token_bytes(self, token: int, special: bool = False) -> bytes: ...
+    def close(self) -> None:
+        """Free the weights (after the contexts made from it are closed). Idempotent."""
+
+@final
+class Context:
+    """One KV cache and its compute buffers. Not for two threads at once (``EngineError``).
+
+    ``n_outputs_max``: how many tokens of one batch may be marked as outputs (logits memory is reserved for them);
+    0 = 64, or n_seq_max if that is more. ``ConfigError`` beyond.
+    """
+    def __init__(self, model: Model, *, n_ctx: int = 512, n_batch: int = 2048, n_ubatch: int = 512, n_seq_max: int = 1,
+                 n_outputs_max: int = 0, n_threads: int = 0, n_threads_batch: int = 0, type_k: str = "f16", type_v: str = "f16",
+                 flash_attn: str = "auto", offload_kqv: bool = True, rewards: bool = True) -> None: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_batch(self) -> int: ...
+    @property
+    def n_ubatch(self) -> int: ...
+    @property
+    def n_seq_max(self) -> int: ...
+    def decode(self, tokens: Int32, positions: Int32, sequences: Int32, outputs: Bool, *, rewards: bool = True) -> None:
+        """Run one batch (1-D arrays of equal length, at most n_batch). Logits and rewards of the tokens marked in
+        ``outputs`` are kept until the next call. ``rewards=False`` leaves the inserted blocks' heads unread but still
+        fills their KV cache. GIL released; Ctrl-C aborts with KeyboardInterrupt and the cache rolled back.
+        ``ContextFullError`` when no KV slot is found."""
+    def logits(self) -> Float32:
+        """(outputs, n_vocab): a read-only view, valid until the next decode; copy to keep."""
+    def rewards(self) -> Float32:
+        """(outputs, n_rewards): calibrated rewards of the last decode."""
+    def hidden_states(self) -> tuple[Float32, Float32]:
+        """(outputs, d) final normed h and (outputs, e) final normed h'; model opened with hidden_states=True."""
+    def score(self, tokens: Int32, *, sequence: int = 0, position: int = 0) -> Float32:
+        """Rewards (n, n_rewards) of every token, without the output projection; KV cache filled. Any length: fed in
+        chunks of n_batch."""
+    def sequence_copy(self, source: int, target: int, begin: int = -1, end: int = -1) -> None: ...
+    def sequence_remove(self, sequence: int, begin: int = -1, end: int = -1) -> bool: ...
+    def sequence_keep(self, sequence: int) -> None: ...
+    def sequence_max_position(self, sequence: int) -> int:
+        """-1 when empty."""
+    def clear(self) -> None: ...
+    def top_k(self, row: int, k: int) -> tuple[Int32, Float32]:
+        """The k highest logits of an output row, best first: token ids and logits. Native partial sort."""
+    def timing(self) -> dict[str, float]:
+        """Seconds inside llama_decode and number of calls since the context was made: ``seconds``, ``calls``."""
+    def close(self) -> None: ...
+
+@final
+class Sampler:
+    """llama.cpp's sampler chain: penalties, top-k, top-p, min-p, temperature, draw (or greedy at temperature 0)."""
+    def __init__(self, model: Model, *, temperature: float = 0.8, top_k: int = 40, top_p: float = 0.95,
+                 min_p: float = 0.05, repeat_penalty: float = 1.0, repeat_last_n: int = 64,
+                 frequency_penalty: float = 0.0, presence_penalty: float = 0.0, seed: int = -1) -> None: ...
+    def sample(self, context: Context, row: int) -> int:
+        """Token chosen from an output row; accepted into the penalties' history."""
+    def accept(self, token: int) -> None: ...
+    def reset(self) -> None: ...
+
+def set_log_callback(callback: Callable[[str, str], None] | None) -> None:
+    """(level, line) of llama.cpp's log; ``None`` = quiet. Lines are kept for error messages either way."""
+
+def devices() -> list[dict[str, Any]]:
+    """Every ggml device: name, description, type, memory_free, memory_total."""
+
+def model_quantize(source: str, target: str, type: str, n_threads: int = 0) -> None:
+    """llama.cpp's quantizer on a base file (the caller gives a temporary target and renames)."""

@@ -1,0 +1,179 @@
+"""``otter-gguf insert``: a fresh insertion for a Hugging Face model, as an adapter folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config import Activation, BaseGeometry, HeadConfig, HeadInput, InsertionConfig, StateSource
+from ..errors import ConfigError
+from ._common import add_options, given, print_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..training import OtterModel
+
+HELP = "insert fresh parameters into a Hugging Face model"
+
+
+def _flags(flags: str, text: str) -> dict[str, Any]:
+    return {"flags": tuple(flags.split()), "help": text}
+
+
+@dataclass(frozen=True)
+class InsertOptions:
+    """What is inserted, as the command line says it."""
+
+    width: int = field(
+        default=64, metadata=_flags("--width", "inserted residual channels; 0 = reward heads on the base's state alone")
+    )
+    n_head_kv: str = field(
+        default="1", metadata=_flags("--kv-heads", "inserted KV heads: one number, or one a layer, as 1,0,2")
+    )
+    n_ff: str = field(default="256", metadata=_flags("--inner", "inserted FFN inner size: one number, or one a layer"))
+    layers: str = field(default="all", metadata=_flags("--layers", "layers with an insertion, such as 0,4-7"))
+    init: Literal["copy", "normal", "uniform"] = field(
+        default="copy", metadata=_flags("--init", "first values: the base's own rows, or drawn")
+    )
+    init_std: float = field(
+        default=0.0, metadata=_flags("--init-std", "standard deviation of drawn values; 0 = the base's own")
+    )
+    state_source: StateSource = field(
+        default="slice", metadata=_flags("--state", "inserted state at layer 0: slice of the base's, or trained table")
+    )
+    state_offset: int = field(
+        default=0, metadata=_flags("--state-offset", "first channel of the slice, and of what copy copies")
+    )
+    head_input: HeadInput = field(default="inserted", metadata=_flags("--head-input", "the state that heads read"))
+    activation: Activation = field(default="none", metadata=_flags("--activation", "applied to each reward"))
+    seed: int = field(default=0, metadata=_flags("-s --seed", "of everything drawn"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--base", required=True, metavar="DIR", help="Hugging Face model: folder or Hub name")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="adapter folder to write")
+    add_insert_arguments(parser)
+    parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
+    parser.add_argument("--json", action="store_true", help="machine-readable summary")
+
+
+def add_insert_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
+    """The flags of :class:`InsertOptions` and ``--head``; shared with ``train --base``."""
+    group = parser.add_argument_group("insertion")
+    add_options(group, InsertOptions, leave_out)
+    group.add_argument(
+        "--head",
+        action="append",
+        metavar="NAME[=LABEL,...]",
+        help="a reward head, repeatable; one scalar a label (default: reward)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Insert and save; prints the folder."""
+    require_training()
+    from ..training.checkpoint import CONFIG_NAME, load_base
+
+    if (args.output / CONFIG_NAME).exists() and not args.force:
+        raise ConfigError(f"{args.output}: holds an adapter already; give another folder, or --force to replace it")
+    model = insert_from(args, load_base(args.base))
+    model.save_pretrained(args.output, force=True)
+    if args.json:
+        print_json({"output": str(args.output), **summary(model)})
+    else:
+        model.print_trainable_parameters()
+        print(args.output)
+    return 0
+
+
+def insert_from(args: argparse.Namespace, base: PreTrainedModel) -> OtterModel:
+    """Widen ``base`` as the command line says."""
+    from ..training import geometry, insert
+
+    options = InsertOptions(**given(args, InsertOptions))
+    config = insertion_config(options, geometry(base), args.head or (), given(args, InsertOptions).keys())
+    return insert(base, config, options.init, options.init_std or None, options.seed)
+
+
+def insertion_config(
+    options: InsertOptions, base: BaseGeometry, heads: Any = (), explicit: Any = ()
+) -> InsertionConfig:
+    """The configuration that the options mean for a base.
+
+    Args:
+        heads: values of ``--head``.
+        explicit: names of the options that were given; with width 0 the others say "nothing inserted".
+
+    Raises:
+        ConfigError: a flag that cannot be read, or sizes that contradict each other or the base.
+    """
+    nothing = options.width == 0
+    n_head_kv = "0" if nothing and "n_head_kv" not in explicit else options.n_head_kv
+    n_ff = "0" if nothing and "n_ff" not in explicit else options.n_ff
+    head_input: HeadInput = "base" if nothing and "head_input" not in explicit else options.head_input
+    layers = _layers(options.layers, base.n_layer)
+    return InsertionConfig(
+        base,
+        options.width,
+        _sizes("--kv-heads", n_head_kv, layers),
+        _sizes("--inner", n_ff, layers),
+        heads=tuple(_head(text, head_input, options.activation) for text in heads or ["reward"]),
+        state_source=options.state_source,
+        state_offset=options.state_offset,
+    )
+
+
+def _layers(text: str, n_layer: int) -> list[bool]:
+    """Which layers are meant by ``all`` or by numbers and ranges."""
+    if text == "all":
+        return [True] * n_layer
+    chosen = [False] * n_layer
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < n_layer:
+            raise ConfigError(f"--layers {text}: {part!r} is no layer or range within 0-{n_layer - 1}")
+        chosen[first : last + 1] = [True] * (last + 1 - first)
+    return chosen
+
+
+def _sizes(flag: str, text: str, layers: list[bool]) -> tuple[int, ...]:
+    """One size a layer, 0 where the layer is left out."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ConfigError(f"{flag} {text}: expected a number, or one a layer separated by commas")
+    sizes = [int(size) for size in text.split(",")]
+    if len(sizes) == 1:
+        sizes *= len(layers)
+    if len(sizes) != len(layers):
+        raise ConfigError(f"{flag} has {len(sizes)} sizes, the base has {len(layers)} layers")
+    return tuple(size if chosen else 0 for size, chosen in zip(sizes, layers, strict=True))
+
+
+def _head(text: str, head_input: HeadInput, activation: Activation) -> HeadConfig:
+    name, _, labels = text.partition("=")
+    return HeadConfig(name, tuple(labels.split(",")) if labels else (name,), head_input, activation)
+
+
+def summary(model: OtterModel) -> dict[str, Any]:
+    """What was inserted, for ``--json``."""
+    inserted = sum(tensor.numel() for tensor in model.inserted_parameters().values())
+    return {
+        "base": model.base_name,
+        "inserted_parameters": inserted,
+        "base_parameters": sum(tensor.numel() for tensor in model.parameters()) - inserted,
+        "rewards": list(model.insertion.reward_labels),
+        "insertion": model.insertion.to_dict(),
+    }
+
+
+def require_training() -> None:
+    """``ConfigError`` with the command to run where torch and transformers are not installed."""
+    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not installed; run: pip install 'otter-gguf[train]'")

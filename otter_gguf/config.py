@@ -1,0 +1,206 @@
+"""What is inserted, and where: the one source of every insertion field.
+
+``otter_config.json``, the GGUF keys of a sidecar (:mod:`otter_gguf.gguf.keys`), the torch modules and the native
+blocks are all made from :class:`InsertionConfig`. Symbols as in ``docs/method.md``: base width d, H query heads,
+H_kv KV heads (group g = H / H_kv), head size n, inner size f, L layers, V tokens; inserted width e, KV heads k',
+inner size f'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+StateSource = Literal["slice", "table"]
+HeadInput = Literal["inserted", "base", "both"]
+Activation = Literal["none", "sigmoid", "tanh"]
+
+MAX_LAYERS = 512
+_HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
+
+
+@dataclass(frozen=True)
+class BaseGeometry:
+    """The sizes of the base that an insertion depends on."""
+
+    architecture: str
+    """llama.cpp's name of the architecture, such as ``llama``."""
+    n_layer: int
+    """Layers L."""
+    n_embd: int
+    """Width d of the residual state."""
+    n_head: int
+    """Query heads H."""
+    n_head_kv: int
+    """KV heads H_kv."""
+    head_dim: int
+    """Head size n."""
+    n_ff: int
+    """FFN inner size f."""
+    n_vocab: int
+    """Vocabulary size V."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "architecture" and getattr(self, field.name) < 1:
+                raise ConfigError(f"base geometry: {field.name} is {getattr(self, field.name)}, expected at least 1")
+        if self.n_layer > MAX_LAYERS:
+            raise ConfigError(f"base geometry: n_layer is {self.n_layer}, expected at most {MAX_LAYERS}")
+        if self.n_head % self.n_head_kv != 0:
+            raise ConfigError(f"base geometry: n_head {self.n_head} is not a multiple of n_head_kv {self.n_head_kv}")
+
+    @property
+    def group(self) -> int:
+        """Query heads a KV head, g."""
+        return self.n_head // self.n_head_kv
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A value head: one scalar a label for the prefix that ends with the token.
+
+    ``reward = scale * activation(weight @ state + bias) + shift``, per label.
+    """
+
+    name: str = "reward"
+    """Lowercase name, at most 16 characters; part of the tensor names."""
+    labels: tuple[str, ...] = ("reward",)
+    """What each scalar means."""
+    input: HeadInput = "inserted"
+    """The state it reads: normed h', normed h, or both ([h, h'])."""
+    activation: Activation = "none"
+    """Applied to the raw scalar."""
+    scale: tuple[float, ...] = ()
+    """Calibration, one a label; empty = all 1."""
+    shift: tuple[float, ...] = ()
+    """Calibration, one a label; empty = all 0."""
+
+    def __post_init__(self) -> None:
+        if not _HEAD_NAME.fullmatch(self.name):
+            raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise ConfigError(f"head {self.name!r}: labels must be unique and at least one")
+        if self.input not in ("inserted", "base", "both"):
+            raise ConfigError(f"head {self.name!r}: input {self.input!r}, expected inserted, base or both")
+        if self.activation not in ("none", "sigmoid", "tanh"):
+            raise ConfigError(f"head {self.name!r}: activation {self.activation!r}, expected none, sigmoid or tanh")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "scale", tuple(float(x) for x in self.scale) or (1.0,) * len(self.labels))
+        object.__setattr__(self, "shift", tuple(float(x) for x in self.shift) or (0.0,) * len(self.labels))
+        for field in ("scale", "shift"):
+            values = getattr(self, field)
+            if len(values) != len(self.labels) or not all(map(math.isfinite, values)):
+                raise ConfigError(f"head {self.name!r}: {field} needs {len(self.labels)} finite numbers")
+
+
+@dataclass(frozen=True)
+class InsertionConfig:
+    """The inserted part of a model: sizes per layer and sub-layer, the source of h'_0, the heads."""
+
+    base: BaseGeometry
+    """Sizes of the base it belongs to."""
+    width: int
+    """Inserted residual channels e; 0 = nothing inserted (the paper's Task-Head-Only baseline)."""
+    n_head_kv: tuple[int, ...]
+    """Inserted KV heads k' of each layer; 0 = no insertion in that attention."""
+    n_ff: tuple[int, ...]
+    """Inserted FFN inner size f' of each layer; 0 = no insertion in that FFN."""
+    heads: tuple[HeadConfig, ...] = (HeadConfig(),)
+    """At least one head, unique names."""
+    state_source: StateSource = "slice"
+    """h'_0: a slice of e channels of the state that enters layer 0, or a trained table [V, e]."""
+    state_offset: int = 0
+    """First channel of the slice, and of what `copy` initialisation copies."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_head_kv", tuple(self.n_head_kv))
+        object.__setattr__(self, "n_ff", tuple(self.n_ff))
+        object.__setattr__(self, "heads", tuple(self.heads))
+        for problem in self._problems():
+            raise ConfigError(problem)
+
+    def _problems(self) -> list[str]:
+        base = self.base
+        problems = []
+        for name in ("n_head_kv", "n_ff"):
+            sizes = getattr(self, name)
+            if len(sizes) != base.n_layer:
+                problems.append(f"{name} has {len(sizes)} entries, the base has {base.n_layer} layers")
+            if any(size < 0 for size in sizes):
+                problems.append(f"{name} has a negative entry")
+        if self.width < 0:
+            problems.append(f"width is {self.width}, expected 0 or more")
+        if self.width == 0 and (any(self.n_head_kv) or any(self.n_ff) or self.state_source == "table"):
+            problems.append("width is 0, but heads, FFN or a table are inserted")
+        if self.state_source not in ("slice", "table"):
+            problems.append(f"state source {self.state_source!r}, expected slice or table")
+        if self.state_offset < 0 or self.state_offset + self.width > base.n_embd:
+            if self.state_source == "slice":
+                problems.append(
+                    f"slice of {self.width} channels at {self.state_offset} does not fit the base's {base.n_embd}"
+                )
+        if not self.heads:
+            problems.append("no head: nothing would be predicted")
+        if len({head.name for head in self.heads}) != len(self.heads):
+            problems.append("two heads share a name")
+        if self.width == 0 and any(head.input != "base" for head in self.heads):
+            problems.append("width is 0, so every head must read input 'base'")
+        inserted_layers = sum(1 for k in self.n_head_kv if k)
+        if base.n_layer + inserted_layers > MAX_LAYERS:
+            problems.append(f"{base.n_layer} layers + {inserted_layers} inserted exceed llama.cpp's {MAX_LAYERS}")
+        return problems
+
+    @classmethod
+    def uniform(
+        cls,
+        base: BaseGeometry,
+        width: int,
+        n_head_kv: int = 1,
+        n_ff: int = 0,
+        **kwargs: Any,
+    ) -> InsertionConfig:
+        """The same sizes in every layer."""
+        return cls(base, width, (n_head_kv,) * base.n_layer, (n_ff,) * base.n_layer, **kwargs)
+
+    @property
+    def n_rewards(self) -> int:
+        """Scalars a token, all heads together."""
+        return sum(len(head.labels) for head in self.heads)
+
+    @property
+    def reward_labels(self) -> tuple[str, ...]:
+        """``head.label`` for each scalar, in output order; plain ``head`` where a head has one label."""
+        return tuple(
+            head.name if len(head.labels) == 1 else f"{head.name}.{label}"
+            for head in self.heads
+            for label in head.labels
+        )
+
+    def n_query_heads(self, layer: int) -> int:
+        """Inserted query heads g*k' of a layer."""
+        return self.base.group * self.n_head_kv[layer]
+
+    def head_input_size(self, head: HeadConfig) -> int:
+        """Columns of a head's matrix."""
+        return {"inserted": self.width, "base": self.base.n_embd, "both": self.base.n_embd + self.width}[head.input]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for ``otter_config.json``."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> InsertionConfig:
+        """Inverse of :meth:`to_dict`; unknown or missing fields are errors."""
+        try:
+            fields = dict(data)
+            fields["base"] = BaseGeometry(**fields["base"])
+            fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
+            return cls(**fields)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"insertion configuration: {error}") from None

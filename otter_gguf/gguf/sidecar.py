@@ -1,0 +1,282 @@
+"""What the inserted part of a file holds, declared once: its tensors and keys, their checks, the binding to a base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .. import _native
+from ..config import BaseGeometry, HeadConfig, InsertionConfig
+from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from . import keys
+from .base import BaseFiles, base_geometry, is_inserted
+from .encoding import ALIGNMENT, TENSOR_TYPES, shape_without_ones
+from .fingerprint import fingerprint
+from .keys import Key
+
+Shape = tuple[int, ...]
+
+# Sizes of the base: the key in the sidecar and the field of BaseGeometry.
+BASE_SIZE_KEYS: tuple[tuple[Key, str], ...] = (
+    (keys.BASE_BLOCK_COUNT, "n_layer"),
+    (keys.BASE_EMBEDDING_LENGTH, "n_embd"),
+    (keys.BASE_HEAD_COUNT, "n_head"),
+    (keys.BASE_HEAD_COUNT_KV, "n_head_kv"),
+    (keys.BASE_KEY_LENGTH, "head_dim"),
+    (keys.BASE_FEED_FORWARD_LENGTH, "n_ff"),
+    (keys.BASE_VOCAB_SIZE, "n_vocab"),
+)
+
+
+# ---- what belongs in a file ------------------------------------------------------------------------------------
+
+
+def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
+    """Every inserted tensor of a configuration in file order, with its shape in GGUF order (columns first)."""
+    base, width = config.base, config.width
+    state = base.n_embd + width
+    shapes: dict[str, Shape] = {}
+    if config.state_source == "table":
+        shapes[keys.TOKEN_EMBD] = (width, base.n_vocab)
+    for layer, (n_kv, n_ff) in enumerate(zip(config.n_head_kv, config.n_ff, strict=True)):
+        if n_kv:
+            n_query = config.n_query_heads(layer)
+            shapes[keys.ATTN_NORM.format(layer=layer)] = (width,)
+            shapes[keys.ATTN_QKV.format(layer=layer)] = (state, base.head_dim * (n_query + 2 * n_kv))
+            shapes[keys.ATTN_OUTPUT.format(layer=layer)] = (base.head_dim * (base.n_head + n_query), width)
+        if n_ff:
+            shapes[keys.FFN_NORM.format(layer=layer)] = (width,)
+            shapes[keys.FFN_UP.format(layer=layer)] = (state, 2 * n_ff)
+            shapes[keys.FFN_DOWN.format(layer=layer)] = (base.n_ff + n_ff, width)
+    if any(head.input != "base" for head in config.heads):
+        shapes[keys.OUTPUT_NORM] = (width,)
+    for head in config.heads:
+        shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), len(head.labels))
+        shapes[keys.HEAD_BIAS.format(name=head.name)] = (len(head.labels),)
+    return shapes
+
+
+def stays_float32(tensor_name: str) -> bool:
+    """Norms and heads are small and sensitive: they are F32 in every sidecar."""
+    return "norm." in tensor_name or tensor_name.startswith("cls.")
+
+
+def is_sidecar(file: _native.GgufFile) -> bool:
+    """Whether a file says of itself that it is an Otter sidecar."""
+    return _string(file, keys.GENERAL_TYPE) == "adapter" and _string(file, keys.ADAPTER_TYPE) == keys.ADAPTER_TYPE_OTTER
+
+
+def is_merged(file: _native.GgufFile) -> bool:
+    """Whether a file holds a base and its inserted part."""
+    return keys.MERGED_BASE_SIZE.name in file.keys
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_insertion(file: _native.GgufFile) -> InsertionConfig:
+    """The insertion that a sidecar or a merged file describes; only its keys are read and checked.
+
+    Raises:
+        FileError: The file has no inserted part, or its keys are missing, of a wrong type or contradictory.
+        UnsupportedError: Written for another format version.
+    """
+    if not is_sidecar(file) and not is_merged(file):
+        raise FileError(f"{file.path}: no Otter sidecar and no merged file (key {keys.ADAPTER_TYPE} is not 'otter')")
+    _check_version(file)
+    head_names = _read(file, (keys.HEADS,))[keys.HEADS]
+    wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
+    wanted += [head_key(key, name) for name in head_names for key in keys.HEAD_KEYS]
+    values = _read(file, wanted)
+    try:
+        config = _insertion(file, values, head_names)
+    except ConfigError as error:
+        raise FileError(f"{file.path}: {error}") from None
+    _check_unknown_keys(file, wanted)
+    return config
+
+
+def read_fingerprint(file: _native.GgufFile) -> str:
+    """The fingerprint of the base that a sidecar or merged file was made for."""
+    return str(_read(file, (keys.BASE_FINGERPRINT,))[keys.BASE_FINGERPRINT])
+
+
+def head_key(key: Key, name: str) -> Key:
+    """A per-head key with the head's name in its place."""
+    return dataclasses.replace(key, name=key.name.format(name=name))
+
+
+def _string(file: _native.GgufFile, key: str) -> str | None:
+    if key not in file.keys or file.key_type(key) != "str":
+        return None
+    return str(file.value(key))
+
+
+def _check_version(file: _native.GgufFile) -> None:
+    version = _read(file, (keys.VERSION,))[keys.VERSION]
+    if version != keys.FORMAT_VERSION:
+        raise UnsupportedError(
+            f"{file.path}: key {keys.VERSION.name} is {version}, this otter-gguf reads version {keys.FORMAT_VERSION}; "
+            "update otter-gguf or convert the adapter again"
+        )
+
+
+def _read(file: _native.GgufFile, wanted: list[Key] | tuple[Key, ...]) -> dict[Key, Any]:
+    """Values of required keys; one error names all that are missing or of another type."""
+    known = set(file.keys)
+    problems = [f"{key.name} is missing" for key in wanted if key.name not in known]
+    problems += [
+        f"{key.name} is {file.key_type(key.name)}, expected {key.type}"
+        for key in wanted
+        if key.name in known and file.key_type(key.name) != key.type
+    ]
+    if problems:
+        raise FileError(f"{file.path}: keys: {'; '.join(problems)}")
+    return {key: file.value(key.name) for key in wanted}
+
+
+def _check_unknown_keys(file: _native.GgufFile, wanted: list[Key]) -> None:
+    names = {key.name for key in wanted}
+    unknown = [key for key in file.keys if key.startswith(keys.PREFIX) and key not in names]
+    if unknown:
+        raise UnsupportedError(f"{file.path}: unknown keys {', '.join(unknown)}: update otter-gguf to read this file")
+
+
+def _insertion(file: _native.GgufFile, values: Mapping[Key, Any], head_names: list[str]) -> InsertionConfig:
+    architecture = _string(file, keys.GENERAL_ARCHITECTURE)
+    if architecture is None:
+        raise FileError(f"{file.path}: keys: {keys.GENERAL_ARCHITECTURE} is missing or no string")
+    sizes = {field: values[key] for key, field in BASE_SIZE_KEYS}
+    return InsertionConfig(
+        base=BaseGeometry(architecture=architecture, **sizes),
+        width=values[keys.WIDTH],
+        n_head_kv=tuple(values[keys.HEAD_COUNT_KV]),
+        n_ff=tuple(values[keys.FEED_FORWARD_LENGTH]),
+        heads=tuple(_head(file, values, name) for name in head_names),
+        state_source=values[keys.STATE_SOURCE],
+        state_offset=values[keys.STATE_OFFSET],
+    )
+
+
+def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadConfig:
+    kind = values[head_key(keys.HEAD_KIND, name)]
+    if kind != "value":
+        raise UnsupportedError(
+            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows only value heads"
+        )
+    return HeadConfig(
+        name=name,
+        labels=tuple(values[head_key(keys.HEAD_LABELS, name)]),
+        input=values[head_key(keys.HEAD_INPUT, name)],
+        activation=values[head_key(keys.HEAD_ACTIVATION, name)],
+        scale=tuple(values[head_key(keys.HEAD_SCALE, name)]),
+        shift=tuple(values[head_key(keys.HEAD_SHIFT, name)]),
+    )
+
+
+# ---- checking --------------------------------------------------------------------------------------------------
+
+
+def validate_insertion(file: _native.GgufFile) -> InsertionConfig:
+    """Check everything about a sidecar, or a merged file's inserted part, that can be checked without the base.
+
+    Raises:
+        FileError: Keys or tensors are missing, extra, of a wrong type or shape (all named in one message), or a
+            weight is NaN or infinite.
+        UnsupportedError: Unknown format version, head kind or key.
+    """
+    config = read_insertion(file)
+    inserted = [tensor for tensor in file.tensors if is_inserted(tensor.name) or not is_merged(file)]
+    problems = _tensor_problems(config, inserted)
+    if not is_merged(file) and file.alignment != ALIGNMENT:
+        problems.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
+    if problems:
+        raise FileError(f"{file.path}: tensors: {'; '.join(problems)}")
+    _native.check_finite(file, [tensor.name for tensor in inserted])
+    return config
+
+
+def _tensor_problems(config: InsertionConfig, tensors: list[_native.TensorInfo]) -> list[str]:
+    if not tensors:
+        return ["there is none"]
+    expected = expected_tensors(config)
+    found = {tensor.name: tensor for tensor in tensors}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} does not belong here" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if name in found:
+            problems += _mistakes(found[name], shape)
+    return problems
+
+
+def _mistakes(tensor: _native.TensorInfo, shape: Shape) -> list[str]:
+    problems = []
+    if shape_without_ones(tensor.shape) != shape_without_ones(shape):
+        problems.append(f"{tensor.name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    if stays_float32(tensor.name) and tensor.type != "F32":
+        problems.append(f"{tensor.name} is {tensor.type}, expected F32")
+    if tensor.type not in TENSOR_TYPES:
+        problems.append(f"{tensor.name} is {tensor.type}, expected one of {', '.join(TENSOR_TYPES)}")
+    return problems
+
+
+class Binding(NamedTuple):
+    """What decides whether a sidecar belongs to a base."""
+
+    geometry: BaseGeometry
+    fingerprint: str
+
+    @classmethod
+    def of(cls, base: BaseFiles) -> Binding:
+        """Of a base that is there."""
+        return cls(base_geometry(base), fingerprint(base))
+
+
+def check_binding(base: BaseFiles, sidecar: _native.GgufFile) -> None:
+    """``MismatchError`` that lists every difference between a base and the one that the sidecar was made for.
+
+    ``sidecar`` may be the merged file that holds the base.
+    """
+    wanted = Binding(read_insertion(sidecar).base, read_fingerprint(sidecar))
+    differences = binding_differences(wanted, Binding.of(base))
+    if differences:
+        raise MismatchError(
+            f"{sidecar.path}: made for another base than {base.path}: {'; '.join(differences)}; "
+            "use the base it was trained on, in any quantization"
+        )
+
+
+def binding_differences(wanted: Binding, found: Binding) -> list[str]:
+    """Each difference in words; an empty list if the base is the wanted one."""
+    differences = geometry_differences(wanted.geometry, found.geometry)
+    if wanted.fingerprint != found.fingerprint:
+        reason = "" if differences else " (same sizes, but other weights or another tokenizer)"
+        differences.append(f"fingerprint is {found.fingerprint[:12]}, expected {wanted.fingerprint[:12]}{reason}")
+    return differences
+
+
+def geometry_differences(wanted: BaseGeometry, found: BaseGeometry) -> list[str]:
+    """Each differing field in words."""
+    return [
+        f"{field.name} is {getattr(found, field.name)}, expected {getattr(wanted, field.name)}"
+        for field in dataclasses.fields(BaseGeometry)
+        if getattr(wanted, field.name) != getattr(found, field.name)
+    ]
+
+
+def to_native_spec(config: InsertionConfig) -> _native.InsertionSpec:
+    """What the native blocks need of a configuration."""
+    return _native.InsertionSpec(
+        width=config.width,
+        n_head_kv=config.n_head_kv,
+        n_ff=config.n_ff,
+        state_source=config.state_source,
+        state_offset=config.state_offset,
+        heads=[
+            _native.HeadSpec(
+                name=head.name, input=head.input, activation=head.activation, scale=head.scale, shift=head.shift
+            )
+            for head in config.heads
+        ],
+    )

@@ -1,0 +1,114 @@
+"""From file names to native models and contexts: everything is checked before llama.cpp reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import _native
+from .config import InsertionConfig
+from .errors import ConfigError, FileError
+from .gguf.base import BaseFiles
+from .gguf.sidecar import check_binding, is_merged, is_sidecar, to_native_spec, validate_insertion
+from .options import DEFAULT_CONTEXT_CAP, LoadOptions
+
+MAX_METADATA_ARRAY = 64
+"""Longer arrays (a vocabulary has 100,000 entries) are left out of :func:`read_metadata`."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checked base and what is inserted into it."""
+
+    path: str
+    sidecar: str
+    """Path of the sidecar; "" for a merged file and for a plain base."""
+    insertion: InsertionConfig | None
+    """None for a plain base."""
+    metadata: dict[str, Any]
+
+
+def check_files(model_path: str | Path, otter: str | Path | None = None) -> ModelFiles:
+    """Check a base, alone, with a sidecar, or merged with one, before llama.cpp reads anything.
+
+    Raises:
+        FileError: A file is damaged or of another kind.
+        MismatchError: The sidecar was made for another base.
+        UnsupportedError: A file needs something that this version lacks.
+        ConfigError: A sidecar is given for a merged file.
+    """
+    with BaseFiles.open(model_path) as base:
+        if is_sidecar(base.head):
+            raise FileError(f"{model_path}: an Otter sidecar, no model: give its base as the model, this as --otter")
+        for file in base.files:
+            _native.check_base(file)
+        return ModelFiles(str(model_path), str(otter or ""), _check_insertion(base, otter), read_metadata(base.head))
+
+
+def _check_insertion(base: BaseFiles, otter: str | Path | None) -> InsertionConfig | None:
+    if is_merged(base.head):
+        if otter is not None:
+            raise ConfigError(f"{base.path}: a merged file holds its own insertion; leave out {otter}")
+        config = validate_insertion(base.head)
+        check_binding(base, base.head)
+        return config
+    if otter is None:
+        return None
+    with _native.GgufFile(str(otter)) as sidecar:
+        config = validate_insertion(sidecar)
+        check_binding(base, sidecar)
+        return config
+
+
+def read_metadata(file: _native.GgufFile) -> dict[str, Any]:
+    """The metadata of a file as Python values, without long arrays."""
+    short = (
+        key
+        for key in file.keys
+        if not file.key_type(key).startswith("arr[") or file.array_length(key) <= MAX_METADATA_ARRAY
+    )
+    return {key: file.value(key) for key in short}
+
+
+def load_model(files: ModelFiles, options: LoadOptions) -> _native.Model:
+    """Load the weights. ``EngineError`` with llama.cpp's own words if it refuses."""
+    return _native.Model(
+        files.path,
+        sidecar=files.sidecar,
+        insertion=to_native_spec(files.insertion) if files.insertion else None,
+        n_gpu_layers=options.n_gpu_layers,
+        split_mode=options.split_mode,
+        main_gpu=options.main_gpu,
+        tensor_split=options.tensor_split,
+        use_mmap=options.use_mmap,
+        use_mlock=options.use_mlock,
+        check_tensors=options.check_tensors,
+        hidden_states=options.hidden_states,
+    )
+
+
+def context_length(model: _native.Model, options: LoadOptions) -> int:
+    """Tokens of a text: as asked, or the model's own length up to a cap."""
+    return options.n_ctx or min(model.n_ctx_train, DEFAULT_CONTEXT_CAP)
+
+
+def make_context(model: _native.Model, options: LoadOptions, *, n_outputs_max: int = 0) -> _native.Context:
+    """A context for one text of :func:`context_length` tokens and the candidates of one step beside it.
+
+    ``n_outputs_max``: tokens of a batch whose logits can be asked for; 0 = enough for the candidates.
+    """
+    return _native.Context(
+        model,
+        n_ctx=context_length(model, options) + options.n_seq_max,
+        n_batch=options.n_batch,
+        n_ubatch=min(options.n_ubatch, options.n_batch),
+        n_seq_max=options.n_seq_max,
+        n_outputs_max=n_outputs_max,
+        n_threads=options.n_threads,
+        n_threads_batch=options.n_threads_batch or options.n_threads,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        flash_attn=options.flash_attn,
+        rewards=model.n_rewards > 0,
+    )

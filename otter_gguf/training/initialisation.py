@@ -1,0 +1,86 @@
+"""First values of the inserted tensors.
+
+``copy`` takes the base's own rows and zeros over h'. With the same e channels everywhere, h' then is an exact copy of
+those channels of h at every layer, which is a likely reason why the paper found copying best. ``normal`` and
+``uniform`` draw matrices and tables and leave norm weights at 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..config import InsertionConfig
+from ..errors import ConfigError, UnsupportedError
+from .layout import Widening
+from .modules import ValueHead, Widened
+
+Init = Literal["copy", "normal", "uniform"]
+
+
+def check_init(config: InsertionConfig, init: str, std: float) -> None:
+    """``ConfigError`` for an unknown kind, a standard deviation that is not positive, or channels outside the base."""
+    if init not in get_args(Init):
+        raise ConfigError(f"initialisation {init!r}, expected {', '.join(get_args(Init))}")
+    if not 0 < std < math.inf:
+        raise ConfigError(f"initialisation: standard deviation {std}, expected a positive number")
+    if init == "copy" and config.state_offset + config.width > config.base.n_embd:
+        raise ConfigError(
+            f"copy initialisation: {config.width} channels at {config.state_offset} exceed the base's"
+            f" {config.base.n_embd}; use a smaller width, or initialise with normal"
+        )
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std: float, seed: int) -> None:
+    """Fill every inserted tensor of the widened modules, in layout order, on whatever device they are.
+
+    Random values are drawn on the CPU, so that a seed means the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for widening in widenings:
+        module = model.get_submodule(widening.path)
+        if not isinstance(module, Widened) or not hasattr(module, "otter"):
+            continue
+        weight = module.otter.weight
+        if init == "copy":
+            _copy(weight, module, widening)
+        elif widening.kind == "norm":
+            weight.fill_(1.0)
+        else:
+            weight.copy_(_draw(weight.shape, init, std, generator))
+
+
+@torch.no_grad()
+def initialise_heads(heads: Iterable[ValueHead], seed: int) -> None:
+    """Weights with variance 1 / (columns + 1), so that first rewards have about unit variance; biases 0."""
+    # A stream of its own: heads start alike however many tensors were drawn before them.
+    generator = torch.Generator().manual_seed(seed + 1)
+    for head in heads:
+        weight = head.otter.weight
+        weight.copy_(_draw(weight.shape, "normal", (weight.shape[1] + 1) ** -0.5, generator))
+
+
+def _draw(shape: torch.Size, init: str, std: float, generator: torch.Generator) -> Tensor:
+    if init == "normal":
+        return torch.randn(shape, generator=generator) * std
+    # A uniform distribution on [-a, a] has the standard deviation a / sqrt(3).
+    return (torch.rand(shape, generator=generator) * 2 - 1) * (std * math.sqrt(3))
+
+
+def _copy(weight: Tensor, module: Widened, widening: Widening) -> None:
+    base = module.base.weight
+    if not isinstance(base, Tensor) or not base.is_floating_point():
+        raise UnsupportedError(f"{widening.path}: copy initialisation needs the base's weights in floating point")
+    rows = torch.tensor(widening.rows, device=base.device)
+    if widening.kind == "table":
+        weight.copy_(base.index_select(1, rows))
+    elif widening.kind == "norm":
+        weight.copy_(base.index_select(0, rows))
+    else:
+        weight.zero_()
+        weight[:, : widening.base_columns].copy_(base.index_select(0, rows))

@@ -1,0 +1,301 @@
+"""OtterModel: a Hugging Face language model with an insertion, as ``PeftModel`` is one with an adapter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..config import BaseGeometry, InsertionConfig
+from ..errors import ConfigError, MismatchError, UnsupportedError
+from . import architectures
+from .architectures import Architecture
+from .attention import split_heads
+from .layout import Widening, layout
+from .modules import (
+    Narrow,
+    Padded,
+    SlicedEmbedding,
+    TableEmbedding,
+    ValueHead,
+    Widened,
+    WidenedActivation,
+    WidenedLinear,
+    WidenedRMSNorm,
+)
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedTokenizerBase
+
+INFIX = ".otter."
+_BASE_PREFIX = "base_model."
+
+
+@dataclass
+class OtterOutput(CausalLMOutputWithPast):
+    """``CausalLMOutputWithPast`` and rewards. ``hidden_states`` are the widened states [h, h']."""
+
+    rewards: Tensor | None = None
+    """(batch, tokens, n_rewards): calibrated, one column for each of ``InsertionConfig.reward_labels``."""
+
+
+def geometry(model: PreTrainedModel) -> BaseGeometry:
+    """The sizes of a Hugging Face model that an insertion depends on.
+
+    Raises:
+        UnsupportedError: its architecture has no file in :mod:`.architectures`.
+    """
+    return _architecture(model).geometry(model.config)
+
+
+def _architecture(model: PreTrainedModel) -> Architecture:
+    return architectures.find(model.config.model_type, type(model).__name__)
+
+
+class OtterModel(nn.Module):
+    """A frozen base with inserted tensors. Made by :func:`otter_gguf.training.insert` or :meth:`from_pretrained`.
+
+    The base's modules are replaced in place by widened ones (:mod:`.modules`); the base object given in is the one
+    that is used. Only inserted tensors have gradients. The base stays in evaluation mode: no dropout.
+    """
+
+    def __init__(self, base_model: PreTrainedModel, insertion: InsertionConfig) -> None:
+        """Inserted tensors are zero; :func:`insert` and :meth:`from_pretrained` fill them.
+
+        Raises:
+            UnsupportedError: an architecture without a file, or a base with biases in a widened map.
+            MismatchError: ``insertion.base`` is not this base's geometry; every differing size is listed.
+            ConfigError: the base carries an insertion already.
+        """
+        super().__init__()
+        self.architecture = _architecture(base_model)
+        self.insertion = insertion
+        self.layout = layout(self.architecture, insertion)
+        self.training_record: dict[str, Any] = {}
+        _check_geometry(insertion.base, self.architecture.geometry(base_model.config))
+        if any(isinstance(module, Widened) for module in base_model.modules()):
+            raise ConfigError("the base model carries an insertion already; load it anew")
+        base_model.requires_grad_(False)
+        for widening in self.layout:
+            base_model.set_submodule(widening.path, self._widen(base_model, widening))
+        for i in range(insertion.base.n_layer):
+            if insertion.n_head_kv[i]:
+                path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
+                split_heads(base_model.get_submodule(path), insertion.base.n_head, insertion.base.n_head_kv)
+        self.base_model = base_model
+        self._enabled = True
+        like = next(base_model.parameters())
+        self.heads = nn.ModuleDict(
+            {
+                head.name: ValueHead(head, insertion.base.n_embd, insertion.head_input_size(head), like)
+                for head in insertion.heads
+            }
+        )
+        self.eval()
+
+    def _widen(self, base_model: PreTrainedModel, widening: Widening) -> Widened:
+        base, kind, rows = base_model.get_submodule(widening.path), widening.kind, len(widening.rows)
+        if kind == "slice":
+            return SlicedEmbedding(base, widening.rows)
+        if kind == "table":
+            return TableEmbedding(cast(nn.Embedding, base), rows)
+        if kind == "narrow":
+            return Narrow(base, widening.base_columns)
+        if kind == "activation":
+            return WidenedActivation(base, widening.base_columns)
+        if kind == "norm":
+            epsilon = float(getattr(base, self.architecture.norm_epsilon))
+            return WidenedRMSNorm(base, rows, widening.base_columns, epsilon)
+        if kind == "pad":
+            return Padded(base, self.insertion.width)
+        if getattr(base, "bias", None) is not None:
+            raise UnsupportedError(f"{widening.path} has a bias; a base with biases cannot be widened yet")
+        return WidenedLinear(base, rows, widening.base_columns, widening.columns)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool = False,
+        return_logits: bool = True,
+    ) -> OtterOutput:
+        """Logits of the base, unchanged, and the reward of every prefix.
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 0 = padding. Not needed for padding on the right.
+            logits_to_keep: as in transformers; rewards always come for every token.
+            return_logits: False leaves out the output projection; ``logits`` is then ``None``.
+
+        Returns:
+            ``logits`` (batch, tokens, V), ``rewards`` (batch, tokens, n_rewards), the cache as in transformers.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "output_hidden_states": output_hidden_states,
+        }
+        if not return_logits:
+            decoded = self.base_model.get_submodule(self.architecture.decoder)(**arguments)
+            return OtterOutput(
+                rewards=self._rewards(decoded.last_hidden_state),
+                past_key_values=decoded.past_key_values,
+                hidden_states=decoded.hidden_states,
+            )
+        # The base's own forward makes the logits, with whatever scaling its architecture adds.
+        with self._final_state() as state:
+            output = self.base_model(**arguments, logits_to_keep=logits_to_keep)
+        return OtterOutput(
+            logits=output.logits,
+            rewards=self._rewards(state[0]),
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
+
+    def rewards(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Rewards (batch, tokens, n_rewards) of every prefix, without the cost of the output projection."""
+        output = self(input_ids, attention_mask, use_cache=False, return_logits=False)
+        return cast(Tensor, output.rewards)
+
+    @contextmanager
+    def _final_state(self) -> Iterator[list[Tensor]]:
+        """Collects the final normed state of a forward pass."""
+        states: list[Tensor] = []
+        norm = self.base_model.get_submodule(self.architecture.norm)
+        handle = norm.register_forward_hook(lambda _module, _arguments, output: states.append(output))
+        try:
+            yield states
+        finally:
+            handle.remove()
+
+    def _rewards(self, state: Tensor) -> Tensor | None:
+        return torch.cat([head(state) for head in self.heads.values()], dim=-1) if self._enabled else None
+
+    @contextmanager
+    def disable_insertion(self) -> Iterator[None]:
+        """Inside, the model is its base alone: nothing inserted is computed and ``rewards`` is ``None``."""
+        before = self._enabled
+        self._set_enabled(False)
+        try:
+            yield
+        finally:
+            self._set_enabled(before)
+
+    def _set_enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        for module in self.base_model.modules():
+            if isinstance(module, Widened):
+                module.enabled = enabled
+
+    def train(self, mode: bool = True) -> OtterModel:
+        """Only gradient checkpointing looks at the mode; dropout in a frozen base would be noise and nothing else."""
+        super().train(mode)
+        for module in self.base_model.modules():
+            module.training = mode and isinstance(module, GradientCheckpointingLayer)
+        return self
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """As the base model's method: recompute each layer in the backward pass instead of keeping activations."""
+        self.base_model.activation_checkpointing_enable(**kwargs)
+
+    def inserted_parameters(self) -> dict[str, nn.Parameter]:
+        """Every inserted tensor by its name in the adapter checkpoint, in data-flow order."""
+        return {
+            name.removeprefix(_BASE_PREFIX): parameter for name, parameter in self.named_parameters() if INFIX in name
+        }
+
+    def print_trainable_parameters(self) -> None:
+        """The line that PEFT prints, on stdout."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        share = 100 * trainable / total
+        sys.stdout.write(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}\n")
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face configuration of the base; the insertion's is ``insertion``."""
+        return self.base_model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.base_model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base_model.dtype
+
+    @property
+    def base_name(self) -> str | None:
+        """Folder or Hub name that the base was loaded from."""
+        return self.base_model.config._name_or_path or None
+
+    @property
+    def base_revision(self) -> str | None:
+        """Hub commit that the base was loaded from."""
+        return getattr(self.base_model.config, "_commit_hash", None)
+
+    def save_pretrained(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the adapter checkpoint: ``otter_config.json`` and ``otter_model.safetensors`` with inserted tensors.
+
+        Raises:
+            FileError: not writable.
+            ConfigError: ``path`` holds an adapter with another insertion, and ``force`` is not set.
+        """
+        from .checkpoint import save_adapter
+
+        save_adapter(self, Path(path), force=force)
+
+    @classmethod
+    def from_pretrained(cls, base_model: PreTrainedModel | str | Path | None, path: str | Path) -> OtterModel:
+        """Load an adapter checkpoint onto its base.
+
+        Args:
+            base_model: the base, or its folder or Hub name; ``None`` = the one that the checkpoint names.
+            path: the adapter's folder.
+
+        Raises:
+            FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
+            MismatchError: the base has other sizes than the adapter's.
+            UnsupportedError: another format version, or an architecture that this version does not know.
+        """
+        from .checkpoint import load_adapter
+
+        return load_adapter(base_model, Path(path))
+
+    def export_widened(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Write the paper's form: an ordinary checkpoint with larger sizes and zero blocks (:mod:`.widened`)."""
+        from .widened import export
+
+        export(self, Path(path), dtype=dtype, tokenizer=tokenizer)
+
+
+def _check_geometry(expected: BaseGeometry, found: BaseGeometry) -> None:
+    different = [
+        f"{field.name} {getattr(expected, field.name)} (base: {getattr(found, field.name)})"
+        for field in fields(BaseGeometry)
+        if getattr(expected, field.name) != getattr(found, field.name)
+    ]
+    if different:
+        raise MismatchError(f"the insertion is made for another base: {', '.join(different)}")

@@ -1,0 +1,80 @@
+"""`otter-gguf convert`: the kind of input is found, and what is missing or too much is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from otter_gguf import _native
+from otter_gguf.cli.main import main
+from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.sidecar import check_binding, validate_insertion
+
+from ..converters.test_widened import write_widened
+from ..converters.toy_hf import write_hf_model
+from ..gguf.toy_files import insertion, write_adapter, write_base
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The single line on stderr of a command that fails."""
+    assert main(["convert", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_an_adapter_becomes_a_sidecar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base.gguf", type="Q4_0")
+    folder, target = write_adapter(tmp_path / "kind"), tmp_path / "s.gguf"
+    assert main(["convert", str(folder), "--base", str(base), "-o", str(target), "--outtype", "f16"]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    with BaseFiles.open(base) as files, _native.GgufFile(str(target)) as file:
+        assert validate_insertion(file) == insertion()
+        check_binding(files, file)
+        assert file.value("general.name") == "kind"
+        assert {tensor.type for tensor in file.tensors} == {"F32", "F16"}
+
+
+def test_the_output_is_inside_the_folder_by_default(tmp_path: Path) -> None:
+    base, folder = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "kind")
+    assert main(["convert", str(folder), "--base", str(base), "--name", "Kind 1.0"]) == 0
+    with _native.GgufFile(str(folder / "kind.otter.gguf")) as file:
+        assert file.value("general.name") == "Kind 1.0"
+
+
+def test_a_widened_checkpoint_becomes_a_sidecar_or_a_merged_file(tmp_path: Path) -> None:
+    base, folder = write_base(tmp_path / "base.gguf", type="F16"), write_widened(tmp_path / "wide")
+    assert main(["convert", str(folder), "--base", str(base)]) == 0
+    assert main(["convert", str(folder), "--base", str(base), "--merged"]) == 0
+    assert main(["split", str(folder / "wide.merged.gguf"), "--otter", str(tmp_path / "s.gguf")]) == 0
+    assert (tmp_path / "s.gguf").read_bytes() == (folder / "wide.otter.gguf").read_bytes()
+
+
+def test_a_hugging_face_base_is_converted_first(tmp_path: Path) -> None:
+    model, folder = write_hf_model(tmp_path / "toy"), write_adapter(tmp_path / "kind")
+    assert main(["convert", str(folder), "--base", str(model), "-o", str(tmp_path / "s.gguf")]) == 0
+    with BaseFiles.open(tmp_path / "toy.gguf") as base, _native.GgufFile(str(tmp_path / "s.gguf")) as file:
+        check_binding(base, file)
+
+
+def test_what_is_missing_or_too_much_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, adapter = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "kind")
+    model = write_hf_model(tmp_path / "hf")
+    assert "--base BASE.gguf is missing" in failure(capsys, adapter)
+    assert "no such folder" in failure(capsys, tmp_path / "nowhere")
+    assert "expected a folder" in failure(capsys, base)
+    assert "join base and sidecar with `merge`" in failure(capsys, adapter, "--base", base, "--merged")
+    assert "--base-outfile is for" in failure(capsys, adapter, "--base", base, "--base-outfile", "x")
+    assert "is a base" in failure(capsys, model, "--base", base)
+    assert "quantize it afterwards" in failure(capsys, model, "--outtype", "q4_0")
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, adapter, target = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "kind"), tmp_path / "s.gguf"
+    target.write_text("old")
+    assert "exists already" in failure(capsys, adapter, "--base", base, "-o", target)
+    assert target.read_text() == "old"
+    assert main(["convert", str(adapter), "--base", str(base), "-o", str(target), "--force"]) == 0
+    assert target.read_bytes().startswith(b"GGUF")

@@ -1,0 +1,331 @@
+"""Widened checkpoints: cut apart exactly, and refused when a block is not what it must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from otter_gguf.converters.adapter import convert_adapter
+from otter_gguf.converters.widened import convert_widened, is_widened
+
+from otter_gguf import _native
+from otter_gguf.config import InsertionConfig
+from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
+from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.merge import split
+
+from ..gguf.toy_files import (
+    GEOMETRY,
+    Float32,
+    adapter_tensors,
+    base_tensors,
+    insertion,
+    save_safetensors,
+    write_adapter,
+    write_base,
+)
+
+CONFIG = insertion(n_head_kv=(1, 1), n_ff=(32, 32), state_source="table")
+VARIANTS = {
+    "all": CONFIG,
+    "attention only": replace(CONFIG, n_ff=(0, 0)),
+    "FFN only": replace(CONFIG, n_head_kv=(0, 0)),
+    "nothing but the state": replace(CONFIG, n_head_kv=(0, 0), n_ff=(0, 0)),
+}
+
+
+def widen(base: dict[str, Float32], adapter: dict[str, Float32], config: InsertionConfig) -> dict[str, Float32]:
+    """Put base and adapter together by the picture in docs/architecture.md: [[W, 0], [inserted]]."""
+    widened = {name: values for name, values in adapter.items() if name.startswith("heads.")}
+    d, e = config.base.n_embd, config.width
+    for name, values in base.items():
+        inserted = adapter.get(name.removesuffix("weight") + "otter.weight")
+        if values.ndim == 1:
+            widened[name] = np.concatenate([values, np.ones(e, np.float32) if inserted is None else inserted])
+        elif name == "model.embed_tokens.weight":
+            assert inserted is not None
+            widened[name] = np.concatenate([values, inserted], axis=1)
+        else:
+            reads_state = values.shape[1] == d and "o_proj" not in name and "down_proj" not in name
+            columns = d + e if reads_state else values.shape[1]
+            if inserted is None and ("o_proj" in name or "down_proj" in name):
+                inserted = np.zeros((e, columns), np.float32)
+            if inserted is not None:
+                columns = inserted.shape[1]
+            block = np.zeros((len(values) + (0 if inserted is None else len(inserted)), columns), np.float32)
+            block[: len(values), : values.shape[1]] = values
+            if inserted is not None:
+                block[len(values) :] = inserted
+            widened[name] = block
+    return widened
+
+
+def hf_config(config: InsertionConfig) -> dict[str, Any]:
+    base = config.base
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": base.n_layer,
+        "hidden_size": base.n_embd + config.width,
+        "num_attention_heads": base.n_head + config.n_query_heads(0),
+        "num_key_value_heads": base.n_head_kv + config.n_head_kv[0],
+        "head_dim": base.head_dim,
+        "intermediate_size": base.n_ff + config.n_ff[0],
+        "vocab_size": base.n_vocab,
+        "tie_word_embeddings": False,
+        "otter": {"insertion": config.to_dict()},
+    }
+
+
+def write_widened(
+    folder: Path,
+    config: InsertionConfig = CONFIG,
+    *,
+    change: Callable[[dict[str, Float32]], object] = lambda tensors: None,
+    dtype: str = "F32",
+    **changes: Any,
+) -> Path:
+    """A widened checkpoint of the toy base, with its tensors changed by ``change`` and its config by ``changes``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = widen(base_tensors(), adapter_tensors(config), config)
+    change(tensors)
+    save_safetensors(folder / "model.safetensors", tensors, dtype)
+    (folder / "config.json").write_text(json.dumps(hf_config(config) | changes))
+    return folder
+
+
+def write_hf_base(folder: Path, dtype: str = "F32", *, tied: bool = False) -> Path:
+    """The toy base as a Hugging Face folder."""
+    folder.mkdir()
+    tensors = base_tensors()
+    if tied:
+        del tensors["lm_head.weight"]
+    save_safetensors(folder / "model.safetensors", tensors, dtype)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def convert(folder: Path, base: Path, target: Path, **options: Any) -> bytes:
+    with BaseFiles.open(base) as files:
+        convert_widened(folder, target, files, **options)
+    return target.read_bytes()
+
+
+def refusal(folder: Path, base: Path, kind: type[OtterError], **options: Any) -> str:
+    target = folder.parent / "refused.gguf"
+    with pytest.raises(kind) as caught:
+        convert(folder, base, target, **options)
+    assert not target.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_base(tmp_path / "base.gguf")
+
+
+# ---- accepted --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_widened_checkpoint_gives_the_adapters_sidecar(tmp_path: Path, base: Path, variant: str) -> None:
+    config = VARIANTS[variant]
+    with BaseFiles.open(base) as files:
+        convert_adapter(write_adapter(tmp_path / "same", config), tmp_path / "a.gguf", files, name="x")
+    assert is_widened(write_widened(tmp_path / "w", config))
+    convert(tmp_path / "w", base, tmp_path / "w.gguf", name="x")
+    with _native.GgufFile(str(tmp_path / "a.gguf")) as wanted, _native.GgufFile(str(tmp_path / "w.gguf")) as made:
+        assert [tensor.name for tensor in made.tensors] == [tensor.name for tensor in wanted.tensors]
+        for tensor in wanted.tensors:
+            assert bytes(made.tensor_data(tensor.name)) == bytes(wanted.tensor_data(tensor.name))
+        for key in wanted.keys:
+            if not key.startswith("general.base_model"):
+                assert bytes(made.raw_value(key)) == bytes(wanted.raw_value(key))
+
+
+def test_merged_is_base_and_sidecar(tmp_path: Path, base: Path) -> None:
+    folder = write_widened(tmp_path / "w")
+    sidecar = convert(folder, base, tmp_path / "s.gguf")
+    convert(folder, base, tmp_path / "m.gguf", merged=True)
+    split(tmp_path / "m.gguf", tmp_path / "base2", tmp_path / "sidecar2")
+    assert (tmp_path / "base2").read_bytes() == base.read_bytes()
+    assert (tmp_path / "sidecar2").read_bytes() == sidecar
+
+
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16"])
+def test_an_unquantized_gguf_base_is_enough(tmp_path: Path, type: str) -> None:
+    base = write_base(tmp_path / "base.gguf", type=type)
+    assert convert(write_widened(tmp_path / "w"), base, tmp_path / "s.gguf")
+
+
+def test_a_bfloat16_checkpoint_fits_its_bfloat16_base(tmp_path: Path, base: Path) -> None:
+    folder, base_hf = write_widened(tmp_path / "w", dtype="BF16"), write_hf_base(tmp_path / "hf", "BF16")
+    tensors = {name: _bf16(values) for name, values in base_tensors().items()}
+    exact = write_base(tmp_path / "exact.gguf", tensors=tensors)
+    assert convert(folder, exact, tmp_path / "a.gguf", base_hf=base_hf) == convert(folder, exact, tmp_path / "b.gguf")
+    assert "the base" in refusal(folder, base, MismatchError)
+
+
+def test_a_quantized_base_needs_the_original_beside_it(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base.gguf", type="Q4_0")
+    folder = write_widened(tmp_path / "w")
+    assert "--base-hf" in refusal(folder, base, UnsupportedError)
+    assert convert(folder, base, tmp_path / "s.gguf", base_hf=write_hf_base(tmp_path / "hf"))
+
+
+def test_a_tied_base_is_compared_with_its_embedding(tmp_path: Path) -> None:
+    def tie(tensors: dict[str, Float32]) -> None:
+        tensors["lm_head.weight"][:, :64] = base_tensors()["model.embed_tokens.weight"]
+
+    base = write_base(tmp_path / "base.gguf", leave_out=("lm_head.weight",))
+    folder = write_widened(tmp_path / "w", change=tie)
+    made = convert(folder, base, tmp_path / "a.gguf")
+    assert made == convert(folder, base, tmp_path / "b.gguf", base_hf=write_hf_base(tmp_path / "hf", tied=True))
+    assert "lm_head.weight" in refusal(write_widened(tmp_path / "untied"), base, MismatchError)
+
+
+# ---- refused: blocks -------------------------------------------------------------------------------------------
+
+ORIGINAL = [
+    ("model.embed_tokens.weight", 7, 3),
+    ("model.layers.0.self_attn.q_proj.weight", 5, 9),
+    ("model.layers.1.self_attn.k_proj.weight", 31, 63),
+    ("model.layers.1.self_attn.o_proj.weight", 63, 63),
+    ("model.layers.0.mlp.down_proj.weight", 0, 95),
+    ("lm_head.weight", 287, 0),
+]
+ZEROS = [
+    ("model.layers.0.self_attn.q_proj.weight", 63, 64),
+    ("model.layers.1.self_attn.v_proj.weight", 0, 95),
+    ("model.layers.0.self_attn.o_proj.weight", 63, 64),
+    ("model.layers.1.mlp.gate_proj.weight", 95, 70),
+    ("model.layers.1.mlp.down_proj.weight", 2, 100),
+    ("lm_head.weight", 3, 64),
+]
+
+
+@pytest.mark.parametrize("reference", ["hf", "gguf"])
+@pytest.mark.parametrize(("name", "row", "column"), ORIGINAL)
+def test_a_changed_original_element_is_named(
+    tmp_path: Path, base: Path, name: str, row: int, column: int, reference: str
+) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        tensors[name][row, column] = 9.0
+
+    folder = write_widened(tmp_path / "w", change=change)
+    options = {"base_hf": write_hf_base(tmp_path / "hf")} if reference == "hf" else {}
+    message = refusal(folder, base, MismatchError, **options)
+    assert f"tensor {name}: element [{row}, {column}] is 9.0, the base" in message
+
+
+@pytest.mark.parametrize(("name", "row", "column"), ZEROS)
+def test_an_element_that_is_not_zero_is_named(tmp_path: Path, base: Path, name: str, row: int, column: int) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        tensors[name][row, column] = 1e-30
+
+    message = refusal(write_widened(tmp_path / "w", change=change), base, MismatchError)
+    assert f"tensor {name}: element [{row}, {column}] is 1" in message
+    assert "a zero block, expected 0" in message
+
+
+def test_a_changed_norm_is_named(tmp_path: Path, base: Path) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        tensors["model.norm.weight"][63] = 9.0
+
+    assert "model.norm.weight: element [0, 63]" in refusal(
+        write_widened(tmp_path / "w", change=change), base, MismatchError
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "row"),
+    [
+        ("attention only", "model.layers.0.mlp.down_proj.weight", 64),
+        ("FFN only", "model.layers.1.self_attn.o_proj.weight", 95),
+    ],
+)
+def test_a_sub_layer_with_nothing_inserted_must_not_write_the_state(
+    tmp_path: Path, base: Path, variant: str, name: str, row: int
+) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        tensors[name][row, 4] = 0.5
+
+    message = refusal(write_widened(tmp_path / "w", VARIANTS[variant], change=change), base, MismatchError)
+    assert f"{name}: element [{row}, 4] is 0.5, nothing is inserted here" in message
+
+
+def test_nan_in_a_zero_block_is_not_zero(tmp_path: Path, base: Path) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        tensors["lm_head.weight"][0, 95] = np.nan
+
+    assert "element [0, 95] is nan" in refusal(write_widened(tmp_path / "w", change=change), base, MismatchError)
+
+
+# ---- refused: names, shapes, configuration ---------------------------------------------------------------------
+
+
+def test_all_wrong_tensors_are_named_together(tmp_path: Path, base: Path) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        del tensors["lm_head.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(96, np.float32)
+        tensors["model.norm.weight"] = np.ones(64, np.float32)
+
+    message = refusal(write_widened(tmp_path / "w", change=change), base, FileError)
+    assert "lm_head.weight is missing" in message
+    assert "q_proj.bias does not belong here" in message
+    assert "model.norm.weight has shape [64], expected [96]" in message
+
+
+def test_a_missing_head_is_named(tmp_path: Path, base: Path) -> None:
+    def change(tensors: dict[str, Float32]) -> None:
+        del tensors["heads.safety.otter.bias"]
+
+    assert "heads.safety.otter.bias is missing" in refusal(
+        write_widened(tmp_path / "w", change=change), base, FileError
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"hidden_size": 64}, MismatchError, "hidden_size is 64, expected 96"),
+        ({"num_key_value_heads": 2, "intermediate_size": 1}, MismatchError, "intermediate_size is 1, expected 128"),
+        ({"architectures": ["MambaForCausalLM"]}, UnsupportedError, "expected LlamaForCausalLM"),
+        ({"architectures": None}, UnsupportedError, "architectures is None"),
+        ({"attention_bias": True}, UnsupportedError, "with biases"),
+        ({"otter": {}}, FileError, "insertion is missing"),
+        ({"otter": 1}, FileError, "insertion is missing"),
+        ({"otter": {"insertion": insertion().to_dict()}}, UnsupportedError, "the same inserted sizes in every layer"),
+        ({"otter": {"insertion": replace(CONFIG, state_source="slice").to_dict()}}, FileError, "state source is slice"),
+    ],
+)
+def test_wrong_configurations_are_refused(
+    tmp_path: Path, base: Path, changes: dict[str, Any], kind: type[OtterError], reason: str
+) -> None:
+    assert reason in refusal(write_widened(tmp_path / "w", **changes), base, kind)
+
+
+def test_another_base_is_refused(tmp_path: Path, base: Path) -> None:
+    other = write_base(tmp_path / "other.gguf", tensors=base_tensors(seed=5))
+    folder = write_widened(tmp_path / "w")
+    assert "embed_tokens.weight: element [0, 0]" in refusal(folder, other, MismatchError)
+    smaller = write_base(tmp_path / "small.gguf", geometry=replace(GEOMETRY, n_vocab=280))
+    assert "280" in refusal(folder, smaller, MismatchError)
+
+
+def test_an_existing_file_is_kept(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "s.gguf").write_text("old")
+    with pytest.raises(FileError, match="exists already"):
+        convert(write_widened(tmp_path / "w"), base, tmp_path / "s.gguf", merged=True)
+    assert (tmp_path / "s.gguf").read_text() == "old"
+
+
+def _bf16(values: Float32) -> Float32:
+    shortened: Float32 = (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return shortened

@@ -1,0 +1,53 @@
+"""The toy base as a Hugging Face folder with a byte-level tokenizer, complete enough for llama.cpp's converter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from ..gguf.toy_files import GEOMETRY, base_tensors, save_safetensors
+
+_SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def write_hf_model(folder: Path, **changes: Any) -> Path:
+    """A Llama folder of random weights; ``changes`` replace entries of its ``config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    geometry = GEOMETRY
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": geometry.n_layer,
+        "hidden_size": geometry.n_embd,
+        "num_attention_heads": geometry.n_head,
+        "num_key_value_heads": geometry.n_head_kv,
+        "head_dim": geometry.head_dim,
+        "intermediate_size": geometry.n_ff,
+        "vocab_size": geometry.n_vocab,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    save_safetensors(folder / "model.safetensors", base_tensors(), "BF16")
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """SentencePiece-like: pieces with byte fallback, which llama.cpp's converter knows as the `llama` tokenizer."""
+    pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *(f"▁{i}" for i in range(29))]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast", **tokens}))

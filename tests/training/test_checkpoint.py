@@ -1,0 +1,221 @@
+"""The adapter checkpoint: what is written, what is refused, and that a kill leaves the old or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from otter_gguf.config import HeadConfig, InsertionConfig
+from otter_gguf.errors import ConfigError, FileError, MismatchError, OtterError, UnsupportedError
+from otter_gguf.training import OtterModel, geometry, insert
+from tests.training.toy import toy_base, toy_folder, toy_otter
+
+TOKENS = torch.arange(20)[None]
+CONFIG, TENSORS = "otter_config.json", "otter_model.safetensors"
+
+
+def rewards(model: OtterModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.rewards(TOKENS)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    toy_otter("normal").save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_loads_what_was_saved(adapter: Path) -> None:
+    model = toy_otter("normal")
+    loaded = OtterModel.from_pretrained(toy_base(), adapter)
+    assert torch.equal(rewards(loaded), rewards(model))
+    assert not torch.equal(rewards(loaded), rewards(toy_otter("uniform")))
+    assert loaded.insertion == model.insertion
+    assert loaded.training_record == {"init": {"kind": "normal", "std": 0.3, "seed": 0}}
+
+
+def test_holds_exactly_the_documented_files(adapter: Path) -> None:
+    assert sorted(path.name for path in adapter.iterdir()) == [CONFIG, TENSORS]
+    record = json.loads((adapter / CONFIG).read_text())
+    assert list(record) == ["format", "version", "insertion", "base_model_name_or_path", "revision", "training"]
+    assert (record["format"], record["version"]) == ("otter-adapter", 1)
+    assert InsertionConfig.from_dict(record["insertion"]) == toy_otter().insertion
+
+
+def test_tensor_table_of_the_documentation(tmp_path: Path) -> None:
+    base = toy_base()
+    heads = (HeadConfig("a", ("x", "y"), "both"), HeadConfig("b", input="base"))
+    config = InsertionConfig(geometry(base), 6, (2, 0, 0), (0, 5, 0), heads, "table")
+    insert(base, config, "normal").save_pretrained(tmp_path)
+    with safe_open(tmp_path / TENSORS, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    d, e, kv, query, inner = 32, 6, 16, 32, 5
+    assert shapes == {
+        "model.embed_tokens.otter.weight": (258, e),
+        "model.layers.0.input_layernorm.otter.weight": (e,),
+        "model.layers.0.self_attn.q_proj.otter.weight": (query, d + e),
+        "model.layers.0.self_attn.k_proj.otter.weight": (kv, d + e),
+        "model.layers.0.self_attn.v_proj.otter.weight": (kv, d + e),
+        "model.layers.0.self_attn.o_proj.otter.weight": (e, 32 + query),
+        "model.layers.1.post_attention_layernorm.otter.weight": (e,),
+        "model.layers.1.mlp.gate_proj.otter.weight": (inner, d + e),
+        "model.layers.1.mlp.up_proj.otter.weight": (inner, d + e),
+        "model.layers.1.mlp.down_proj.otter.weight": (e, 48 + inner),
+        "model.norm.otter.weight": (e,),
+        "heads.a.otter.weight": (2, d + e),
+        "heads.a.otter.bias": (2,),
+        "heads.b.otter.weight": (1, d),
+        "heads.b.otter.bias": (1,),
+    }
+
+
+def test_finds_its_base_by_the_recorded_name(tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "base")
+    model = toy_otter("normal", AutoModelForCausalLM.from_pretrained(folder))
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(rewards(OtterModel.from_pretrained(None, tmp_path / "adapter")), rewards(model))
+    assert torch.equal(rewards(OtterModel.from_pretrained(folder, tmp_path / "adapter")), rewards(model))
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(FileError, match=r"base: cannot load the base model: .*give another with --base"):
+        OtterModel.from_pretrained(None, tmp_path / "adapter")
+
+
+def test_never_reads_pickled_weights(tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    toy_otter().save_pretrained(tmp_path / "adapter")
+    with pytest.raises(FileError, match="cannot load the base model"):
+        OtterModel.from_pretrained(folder, tmp_path / "adapter")
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(adapter: Path) -> None:
+        record = json.loads((adapter / CONFIG).read_text())
+        (adapter / CONFIG).write_text(json.dumps({**record, **changes}))
+
+    return edit
+
+
+def edit_tensors(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(adapter: Path) -> None:
+        tensors = load_file(adapter / TENSORS)
+        edit(tensors)
+        save_file(tensors, adapter / TENSORS)
+
+    return apply
+
+
+def several_problems(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["extra.weight"] = torch.zeros(1)
+    del tensors["model.norm.otter.weight"]
+    tensors["heads.reward.otter.bias"] = torch.zeros(2)
+
+
+def not_a_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.otter.weight"][0] = torch.nan
+
+
+def whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.norm.otter.weight"] = torch.zeros(8, dtype=torch.int8)
+
+
+def truncate(adapter: Path) -> None:
+    data = (adapter / TENSORS).read_bytes()
+    (adapter / TENSORS).write_bytes(data[: len(data) // 2])
+
+
+DAMAGES: list[tuple[Callable[[Path], Any], type[OtterError], str]] = [
+    (lambda adapter: (adapter / CONFIG).unlink(), FileError, "otter_config.json: No such file"),
+    (lambda adapter: (adapter / CONFIG).write_text("{"), FileError, "otter_config.json: not JSON"),
+    (lambda adapter: (adapter / CONFIG).write_text("[]"), FileError, "format is not 'otter-adapter'"),
+    (edit_config(format="lora"), FileError, "format is not 'otter-adapter'"),
+    (edit_config(version=2), UnsupportedError, "format version 2, this version reads 1"),
+    (edit_config(insertion=None), FileError, "'insertion' is missing or no object"),
+    (edit_config(insertion={"width": 3}), ConfigError, "insertion configuration"),
+    (lambda adapter: (adapter / TENSORS).unlink(), FileError, "otter_model.safetensors"),
+    (truncate, FileError, "otter_model.safetensors"),
+    (edit_tensors(not_a_number), FileError, r"model\.norm\.otter\.weight .* no finite numbers"),
+    (edit_tensors(whole_numbers), FileError, r"model\.norm\.otter\.weight .* no finite numbers"),
+    (
+        edit_tensors(several_problems),
+        FileError,
+        r"3 tensors do not fit.*missing model\.norm\.otter\.weight; unexpected extra\.weight; "
+        r"heads\.reward\.otter\.bias has shape \(2,\), expected \(1,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", range(len(DAMAGES)))
+def test_refuses_damage_in_one_line(adapter: Path, case: int) -> None:
+    damage, error, message = DAMAGES[case]
+    OtterModel.from_pretrained(toy_base(), adapter)
+    damage(adapter)
+    with pytest.raises(error, match=message) as raised:
+        OtterModel.from_pretrained(toy_base(), adapter)
+    assert "\n" not in str(raised.value)
+
+
+def test_refuses_another_base(adapter: Path) -> None:
+    with pytest.raises(MismatchError, match=r"n_layer 3 \(base: 2\)"):
+        OtterModel.from_pretrained(toy_base(num_hidden_layers=2), adapter)
+
+
+def test_replaces_only_the_same_insertion_unasked(adapter: Path) -> None:
+    toy_otter("uniform").save_pretrained(adapter)
+    other = toy_otter(n_ff=13)
+    with pytest.raises(ConfigError, match="holds an adapter with another insertion"):
+        other.save_pretrained(adapter)
+    assert torch.equal(rewards(OtterModel.from_pretrained(toy_base(), adapter)), rewards(toy_otter("uniform")))
+    other.save_pretrained(adapter, force=True)
+    assert OtterModel.from_pretrained(toy_base(), adapter).insertion == other.insertion
+
+
+def test_an_unwritable_folder_is_a_file_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="file: cannot write the adapter"):
+        toy_otter().save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("call", range(8))
+def test_kill_at_any_rename_leaves_the_old_or_the_new_adapter(adapter: Path, call: int) -> None:
+    """The child is killed right before or right after its n-th rename."""
+    old, new = toy_otter("normal"), toy_otter("uniform")
+    child = os.fork()
+    if child == 0:
+        _save_and_die(new, adapter, call)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGKILL)
+    found = rewards(OtterModel.from_pretrained(toy_base(), adapter))
+    assert torch.equal(found, rewards(old if call == 0 else new))
+    new.save_pretrained(adapter)
+    assert sorted(path.name for path in adapter.iterdir()) == [CONFIG, TENSORS]
+
+
+def _save_and_die(model: OtterModel, adapter: Path, call: int) -> None:
+    replace, count = os.replace, 0
+
+    def killed(source: Any, target: Any) -> None:
+        nonlocal count
+        if count == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        replace(source, target)
+        if count == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    os.replace = killed
+    model.save_pretrained(adapter)
+    os._exit(0)
