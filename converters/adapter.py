@@ -23,6 +23,7 @@ WEIGHTS_STEM = "otter_model"
 
 _FORMAT = "otter-adapter"
 _VERSION = 1
+_F32_MAX = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def insertion_from(data: object, path: Path) -> InsertionConfig:
         raise FileError(f"{path}: {error}") from None
     sizes = [config.width, config.state_offset, *config.n_head_kv, *config.n_ff, *dataclasses.astuple(config.base)[1:]]
     texts = [config.base.architecture, *(label for head in config.heads for label in head.labels)]
-    if not all(type(size) is int for size in sizes) or not all(isinstance(text, str) for text in texts):
-        raise FileError(f"{path}: insertion: sizes must be whole numbers, architecture and labels strings")
+    scales = [number for head in config.heads for number in (*head.scale, *head.shift)]
+    if not all(type(size) is int and size < 2**32 for size in sizes):
+        raise FileError(f"{path}: insertion: sizes must be whole numbers below 2**32")
+    if not all(isinstance(text, str) for text in texts) or any(abs(number) > _F32_MAX for number in scales):
+        raise FileError(f"{path}: insertion: architecture and labels must be strings, scales and shifts fit float32")
     return config
 
 

@@ -94,7 +94,7 @@ def _run(command: list[str], folder: Path, verbose: bool) -> None:
         text=True,
         errors="replace",
         close_fds=False,  # the one inheritable descriptor is the lock on the file that it writes
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
     assert process.stderr is not None
     try:

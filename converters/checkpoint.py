@@ -138,6 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. ``FileError`` if the file is missing or holds something else."""
     try:
         data = json.loads(path.read_text("utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text for any file
     except OSError as error:
         raise FileError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -77,7 +77,9 @@ class Text:
 
     def plain(self, sampler: _native.Sampler) -> Iterator[Step]:
         """Tokens drawn by llama.cpp's samplers, until the end of the text or of the context."""
-        run = self._begin()
+        return self._plain(sampler, self._begin())
+
+    def _plain(self, sampler: _native.Sampler, run: int) -> Iterator[Step]:
         while self._has_room(run):
             token = sampler.sample(self.context, self._row)
             if self._ends_with(token):
@@ -85,12 +87,17 @@ class Text:
             yield Step(token, self._feed(token))
 
     def guided(self, policy: Policy, temperature: float, seed: int | None) -> Iterator[Step]:
-        """Tokens chosen by a policy, until the end of the text or of the context."""
-        policy.check(self.labels)
-        run = self._begin()
-        feeds_all = policy.signal() is Signal.VALUE
-        siblings = _Siblings(self, policy.n_candidates) if feeds_all else None
-        rng = np.random.default_rng(seed)
+        """Tokens chosen by a policy, until the end of the text or of the context.
+
+        Raises:
+            ConfigError: The context has fewer sequences than the policy has candidates.
+        """
+        siblings = _Siblings(self, policy.n_candidates) if policy.signal() is Signal.VALUE else None
+        return self._guided(policy, siblings, temperature, np.random.default_rng(seed), self._begin())
+
+    def _guided(
+        self, policy: Policy, siblings: _Siblings | None, temperature: float, rng: np.random.Generator, run: int
+    ) -> Iterator[Step]:
         while self._has_room(run):
             tokens, logits = self.context.top_k(self._row, policy.n_candidates)
             rewards = siblings.feed(tokens) if siblings else np.empty((len(tokens), 0), np.float32)

@@ -24,7 +24,7 @@ from .completion import (
 )
 from .config import InsertionConfig
 from .errors import ConfigError
-from .generation import Step, Text, common_length
+from .generation import Float32, Step, Text, common_length
 from .guidance import Policy
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadOptions, SamplingOptions, takes
@@ -179,8 +179,9 @@ class Otter:
             ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks.
             ContextFullError: The prompt is longer than the context.
         """
+        options = _sampling(sampling, guidance)
         tokens = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-        run = self._run(tokens, max_tokens, TextStream(stop), guidance, prompt_rewards, cache_prompt, sampling)
+        run = self._run(tokens, max_tokens, TextStream(stop), guidance, prompt_rewards, cache_prompt, options)
         text = prompt if isinstance(prompt, str) else self.detokenize(tokens).decode("utf-8", "replace")
         make = completion_chunks if stream else completion
         return make(run, text if echo else "", prompt_rewards)
@@ -216,8 +217,9 @@ class Otter:
 
         The other arguments, the rewards and the errors are those of :meth:`create_completion`.
         """
+        options = _sampling(sampling, guidance)
         tokens = self.tokenize_chat(messages)
-        run = self._run(tokens, max_tokens, TextStream(stop), guidance, False, cache_prompt, sampling)
+        run = self._run(tokens, max_tokens, TextStream(stop), guidance, False, cache_prompt, options)
         return chat_completion_chunks(run) if stream else chat_completion(run)
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -241,7 +243,7 @@ class Otter:
 
         The prompt is fed before the iterator is returned. Another call on the same object ends it.
         """
-        return self._steps(list(tokens), guidance, False, cache_prompt, sampling)[1]
+        return self._steps(list(tokens), guidance, False, cache_prompt, _sampling(sampling, guidance))[1]
 
     # ---- scoring -----------------------------------------------------------------------------------------------
 
@@ -316,12 +318,12 @@ class Otter:
         guidance: Policy | None,
         prompt_rewards: bool,
         cache_prompt: bool,
-        sampling: dict[str, Any],
+        options: SamplingOptions,
     ) -> Run:
         if max_tokens is not None and max_tokens < -1:
             raise ConfigError(f"max_tokens is {max_tokens}, expected 0 or more, or -1 (until the context is full)")
         limit = None if max_tokens == -1 else max_tokens
-        rewards, steps = self._steps(tokens, guidance, prompt_rewards, cache_prompt, sampling)
+        rewards, steps = self._steps(tokens, guidance, prompt_rewards, cache_prompt, options)
         pieces = make_pieces(steps, text, self.model.token_bytes, limit, lambda: self._text.ended)
         return Run(Path(self.model_path).name, self.reward_labels, tokens, rewards, pieces)
 
@@ -331,18 +333,16 @@ class Otter:
         guidance: Policy | None,
         all_rewards: bool,
         reuse: bool,
-        sampling: dict[str, Any],
-    ) -> tuple[Any, Iterator[Step]]:
+        options: SamplingOptions,
+    ) -> tuple[Float32, Iterator[Step]]:
         """Feed a prompt: its rewards, and the tokens to come."""
-        options = SamplingOptions(**sampling)
         seed = self.seed if options.seed is None else options.seed
         if guidance is not None:
-            _check_guided(sampling)
             guidance.check(self.reward_labels)
-            rewards = self._text.start(tokens, reuse=reuse, all_rewards=all_rewards and self.n_rewards > 0)
-            return rewards, self._text.guided(guidance, options.temperature, None if seed < 0 else seed)
         sampler = self._sampler(options, seed, tokens)
         rewards = self._text.start(tokens, reuse=reuse, all_rewards=all_rewards and self.n_rewards > 0)
+        if guidance is not None:
+            return rewards, self._text.guided(guidance, options.temperature, None if seed < 0 else seed)
         return rewards, self._text.plain(sampler)
 
     def _sampler(self, options: SamplingOptions, seed: int, tokens: list[int]) -> _native.Sampler:
@@ -364,9 +364,11 @@ class Otter:
         return sampler
 
 
-def _check_guided(sampling: dict[str, Any]) -> None:
-    useless = [name for name in _NOT_WITH_GUIDANCE if name in sampling]
+def _sampling(given: dict[str, Any], guidance: Policy | None) -> SamplingOptions:
+    """The checked options of a call."""
+    useless = [name for name in _NOT_WITH_GUIDANCE if name in given] if guidance else []
     if useless:
         raise ConfigError(
             f"{', '.join(useless)}: without effect under guidance, which draws from its own n_candidates; leave out"
         )
+    return SamplingOptions(**given)

@@ -38,7 +38,7 @@ class LoadOptions:
     )
     n_batch: int = field(default=2048, metadata=_flags(("-b", "--batch-size"), "tokens of a prompt fed at once"))
     n_ubatch: int = field(default=512, metadata=_flags(("-ub", "--ubatch-size"), "tokens computed at once"))
-    n_threads: int = field(default=0, metadata=_flags(("-t", "--threads"), "CPU threads; 0 = one a physical core"))
+    n_threads: int = field(default=0, metadata=_flags(("-t", "--threads"), "CPU threads; 0 = all cores"))
     n_threads_batch: int = field(
         default=0, metadata=_flags(("-tb", "--threads-batch"), "CPU threads for prompts; 0 = as --threads")
     )
@@ -120,8 +120,9 @@ class SamplingOptions:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and low <= value <= high and math.isfinite(value)):
                 raise ConfigError(f"{name} is {value!r}, expected a number from {low} to {high}")
-        if self.repeat_penalty == 0:
-            raise ConfigError("repeat_penalty is 0, expected more (1 = off)")
+        for name in ("top_p", "repeat_penalty"):
+            if getattr(self, name) == 0:
+                raise ConfigError(f"{name} is 0, expected more (1 = off)")
         _check_int("top_k", self.top_k, 0)
         _check_int("repeat_last_n", self.repeat_last_n, -1)
         if self.seed is not None:

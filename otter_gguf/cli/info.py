@@ -60,6 +60,8 @@ def file_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("fingerprint", info["fingerprint"]))
     if info["tensors"]:
         rows.append(("base tensors", _tensors(info["tensors"])))
+    if info["problem"]:
+        rows.append(("will not run", info["problem"]))
     if "insertion" in info:
         rows += _insertion_rows(info)
     return rows

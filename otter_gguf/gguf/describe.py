@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import _native
 from ..config import InsertionConfig
-from ..errors import UnsupportedError
+from ..errors import OtterError, UnsupportedError
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
 from .fingerprint import fingerprint
@@ -19,16 +19,17 @@ from .sidecar import check_binding, is_merged, is_sidecar, read_fingerprint, val
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe a base, a sidecar or a merged file, checked as before running it.
+    """Describe a base, a sidecar or a merged file; an inserted part is checked as before running it.
 
     Returns:
-        ``path``, ``kind`` (``base``, ``sidecar`` or ``merged``), ``size`` in bytes, ``shards``, ``name``,
-        ``architecture``, ``geometry`` (of the base; None if it is of a kind that cannot be widened), ``fingerprint``
-        (of the base), ``tensors`` (see ``_tensor_summary``); with an inserted part also ``insertion``,
-        ``inserted_tensors`` and ``reward_labels``.
+        ``path``, ``kind`` (``base``, ``sidecar`` or ``merged``), ``size`` in bytes, ``shards``, ``gguf_version``,
+        ``name``, ``architecture``, ``geometry`` (of the base; None if it is of a kind that cannot be widened),
+        ``fingerprint`` (of the base), ``tensors`` (see ``_tensor_summary``; None in a sidecar), ``problem`` (why the
+        base would not be run, or None); with an inserted part also ``insertion``, ``reward_labels`` and
+        ``inserted_tensors``.
 
     Raises:
-        FileError, UnsupportedError, MismatchError: As when the file is run.
+        FileError, UnsupportedError, MismatchError: The file is damaged or no model, or its inserted part is wrong.
     """
     with BaseFiles.open(path) as base:
         head = base.head
@@ -59,6 +60,7 @@ def _sidecar_part(file: _native.GgufFile) -> dict[str, Any]:
         "geometry": dataclasses.asdict(config.base),
         "fingerprint": read_fingerprint(file),
         "tensors": None,
+        "problem": None,
     } | _inserted_part(config, file.tensors)
 
 
@@ -72,12 +74,22 @@ def _base_part(base: BaseFiles) -> dict[str, Any]:
         "geometry": geometry,
         "fingerprint": fingerprint(base),
         "tensors": _tensor_summary(base.tensors),
+        "problem": _problem(base),
     }
     if is_merged(base.head):
         config = validate_insertion(base.head)
         check_binding(base, base.head)
         part |= _inserted_part(config, [tensor for tensor in base.head.tensors if is_inserted(tensor.name)])
     return part
+
+
+def _problem(base: BaseFiles) -> str | None:
+    """Other tools' models deserve a description too, so what we would not run is told, not raised."""
+    try:
+        _native.check_base(base.head)
+    except OtterError as error:
+        return str(error)
+    return None
 
 
 def _inserted_part(config: InsertionConfig, tensors: Iterable[_native.TensorInfo]) -> dict[str, Any]:

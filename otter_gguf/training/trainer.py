@@ -41,6 +41,8 @@ class TrainConfig(TrainingArguments):
             raise ConfigError(f"loss {self.loss!r}, expected {' or '.join(LOSSES)}")
         if not self.center_rewards_coefficient >= 0:
             raise ConfigError(f"center_rewards_coefficient is {self.center_rewards_coefficient}, expected 0 or more")
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else every seed would see the pairs in the same order
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # the collator makes the model's inputs
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()

@@ -11,8 +11,8 @@ from otter_gguf.cli.main import main
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.sidecar import check_binding, validate_insertion
 
-from ..converters.test_widened import write_widened
 from ..converters.toy_hf import write_hf_model
+from ..converters.toy_widened import write_widened
 from ..gguf.toy_files import insertion, write_adapter, write_base
 
 

@@ -41,6 +41,7 @@ def test_json_describes_each_kind(files: dict[str, Path], capsys: pytest.Capture
         assert entry["kind"] == kind
         assert entry["size"] == files[kind].stat().st_size
         assert entry["architecture"] == "llama"
+        assert entry["problem"] is None
         assert entry["geometry"]["n_embd"] == 64
         assert entry["fingerprint"] == found["base"]["fingerprint"]
     assert found["base"]["tensors"]["types"]["Q8_0"]["count"] == 16
@@ -83,7 +84,9 @@ def test_text_of_a_file_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_base_that_cannot_be_widened_is_still_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_base(tmp_path / "moe.gguf", metadata=(KeyValue("llama.expert_count", "u32", 8),))
-    assert as_json(capsys, base)["geometry"] is None
+    found = as_json(capsys, base)
+    assert found["geometry"] is None
+    assert "llama.expert_count" in found["problem"]
     assert "cannot be widened" in info(capsys, str(base))
 
 

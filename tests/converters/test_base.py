@@ -18,8 +18,7 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.fingerprint import fingerprint
 
 from ..gguf.toy_files import GEOMETRY, base_tensors, gguf_name, rope_order
-from .test_checkpoint import Payload
-from .toy_hf import write_hf_model
+from .toy_hf import Payload, write_hf_model
 
 
 @pytest.fixture(scope="module")

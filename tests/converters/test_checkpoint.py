@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from otter_gguf.errors import FileError, OtterError, UnsupportedError
 
 from ..gguf.toy_files import Float32, save_safetensors
+from .toy_hf import Payload
 
 TENSORS = {
     "matrix": np.arange(30, dtype=np.float32).reshape(10, 3) - 7.5,
@@ -115,16 +116,6 @@ def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
             SafetensorsFile(tmp_path / "cut.safetensors")
 
 
-class Payload:
-    """Unpickling it leaves a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "otter_model.pt", "model.pth"])
 def test_pickled_weights_are_never_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
@@ -159,7 +150,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "\udc80", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "{", "\udc80", "[" * 100_000, r'{"a": "\ud800"}'])
 def test_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text, errors="surrogateescape")
     with pytest.raises(OtterError, match=r"c\.json"):

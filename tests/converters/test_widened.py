@@ -2,101 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from otter_gguf.converters.adapter import convert_adapter
 from otter_gguf.converters.widened import convert_widened, is_widened
+from transformers import LlamaForCausalLM
 
 from otter_gguf import _native
-from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import split
+from otter_gguf.training import insert
 
 from ..gguf.toy_files import (
     GEOMETRY,
     Float32,
-    adapter_tensors,
     base_tensors,
     insertion,
     save_safetensors,
     write_adapter,
     write_base,
 )
+from .toy_hf import write_hf_model
+from .toy_widened import CONFIG, write_widened
 
-CONFIG = insertion(n_head_kv=(1, 1), n_ff=(32, 32), state_source="table")
 VARIANTS = {
     "all": CONFIG,
     "attention only": replace(CONFIG, n_ff=(0, 0)),
     "FFN only": replace(CONFIG, n_head_kv=(0, 0)),
     "nothing but the state": replace(CONFIG, n_head_kv=(0, 0), n_ff=(0, 0)),
 }
-
-
-def widen(base: dict[str, Float32], adapter: dict[str, Float32], config: InsertionConfig) -> dict[str, Float32]:
-    """Put base and adapter together by the picture in docs/architecture.md: [[W, 0], [inserted]]."""
-    widened = {name: values for name, values in adapter.items() if name.startswith("heads.")}
-    d, e = config.base.n_embd, config.width
-    for name, values in base.items():
-        inserted = adapter.get(name.removesuffix("weight") + "otter.weight")
-        if values.ndim == 1:
-            widened[name] = np.concatenate([values, np.ones(e, np.float32) if inserted is None else inserted])
-        elif name == "model.embed_tokens.weight":
-            assert inserted is not None
-            widened[name] = np.concatenate([values, inserted], axis=1)
-        else:
-            reads_state = values.shape[1] == d and "o_proj" not in name and "down_proj" not in name
-            columns = d + e if reads_state else values.shape[1]
-            if inserted is None and ("o_proj" in name or "down_proj" in name):
-                inserted = np.zeros((e, columns), np.float32)
-            if inserted is not None:
-                columns = inserted.shape[1]
-            block = np.zeros((len(values) + (0 if inserted is None else len(inserted)), columns), np.float32)
-            block[: len(values), : values.shape[1]] = values
-            if inserted is not None:
-                block[len(values) :] = inserted
-            widened[name] = block
-    return widened
-
-
-def hf_config(config: InsertionConfig) -> dict[str, Any]:
-    base = config.base
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": base.n_layer,
-        "hidden_size": base.n_embd + config.width,
-        "num_attention_heads": base.n_head + config.n_query_heads(0),
-        "num_key_value_heads": base.n_head_kv + config.n_head_kv[0],
-        "head_dim": base.head_dim,
-        "intermediate_size": base.n_ff + config.n_ff[0],
-        "vocab_size": base.n_vocab,
-        "tie_word_embeddings": False,
-        "otter": {"insertion": config.to_dict()},
-    }
-
-
-def write_widened(
-    folder: Path,
-    config: InsertionConfig = CONFIG,
-    *,
-    change: Callable[[dict[str, Float32]], object] = lambda tensors: None,
-    dtype: str = "F32",
-    **changes: Any,
-) -> Path:
-    """A widened checkpoint of the toy base, with its tensors changed by ``change`` and its config by ``changes``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = widen(base_tensors(), adapter_tensors(config), config)
-    change(tensors)
-    save_safetensors(folder / "model.safetensors", tensors, dtype)
-    (folder / "config.json").write_text(json.dumps(hf_config(config) | changes))
-    return folder
 
 
 def write_hf_base(folder: Path, dtype: str = "F32", *, tied: bool = False) -> Path:
@@ -188,6 +128,23 @@ def test_a_tied_base_is_compared_with_its_embedding(tmp_path: Path) -> None:
     made = convert(folder, base, tmp_path / "a.gguf")
     assert made == convert(folder, base, tmp_path / "b.gguf", base_hf=write_hf_base(tmp_path / "hf", tied=True))
     assert "lm_head.weight" in refusal(write_widened(tmp_path / "untied"), base, MismatchError)
+
+
+@pytest.mark.parametrize("state_source", ["table", "slice"])
+def test_what_training_exports_is_accepted(tmp_path: Path, state_source: str) -> None:
+    model = LlamaForCausalLM.from_pretrained(write_hf_model(tmp_path / "hf", "F32"), dtype=torch.float32)
+    trained = insert(model, replace(CONFIG, state_source=state_source), "normal", init_std=0.1)
+    trained.export_widened(tmp_path / "w")
+    trained.save_pretrained(tmp_path / "adapter")
+    base = write_base(tmp_path / "base.gguf")
+    convert(tmp_path / "w", base, tmp_path / "w.gguf", base_hf=tmp_path / "hf")
+    with BaseFiles.open(base) as files:
+        convert_adapter(tmp_path / "adapter", tmp_path / "a.gguf", files)
+    with _native.GgufFile(str(tmp_path / "a.gguf")) as wanted, _native.GgufFile(str(tmp_path / "w.gguf")) as made:
+        table = {"token_embd.otter.weight"}  # a slice becomes a table of the embedding's own channels
+        assert {t.name for t in made.tensors} == {t.name for t in wanted.tensors} | table
+        for tensor in wanted.tensors:
+            assert bytes(made.tensor_data(tensor.name)) == bytes(wanted.tensor_data(tensor.name))
 
 
 # ---- refused: blocks -------------------------------------------------------------------------------------------

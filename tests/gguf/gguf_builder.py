@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from otter_gguf import _native
+
 VALUE_TYPES = {
     name: number
     for number, name in enumerate(
@@ -101,6 +103,19 @@ class Gguf:
     n_kv: int | None = None
     n_tensors: int | None = None
     alignment: int = 32
+
+    @classmethod
+    def read(cls, path: Path) -> Gguf:
+        """A good file, to be changed."""
+        with _native.GgufFile(str(path)) as file:
+            return cls(
+                kvs=[
+                    (key, Value(VALUE_TYPES[file.key_type(key).partition("[")[0]], bytes(file.raw_value(key))))
+                    for key in file.keys
+                ],
+                tensors=[(t.name, Tensor(t.shape, t.type, bytes(file.tensor_data(t.name)))) for t in file.tensors],
+                alignment=file.alignment,
+            )
 
     def set(self, key: str, type: str, value: Any) -> Gguf:
         """This file with a key set to another type or value, at its place or at the end."""

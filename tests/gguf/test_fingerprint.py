@@ -14,15 +14,14 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.merge import merge
-from otter_gguf.gguf.writer import write_gguf
 
 from .toy_files import (
     GEOMETRY,
     base_metadata,
     base_tensors,
-    copied_tensor,
     float_tensor,
     rewrite,
+    split_base,
     write_base,
     write_sidecar,
 )
@@ -31,18 +30,6 @@ from .toy_files import (
 def fingerprint_of(path: Path) -> str:
     with BaseFiles.open(path) as base:
         return fingerprint(base)
-
-
-def split_base(source: Path, n_shards: int, split_count: int | None = None) -> Path:
-    """Shards as llama.cpp's gguf-split writes them: metadata in the first one only."""
-    with _native.GgufFile(str(source)) as file:
-        for number in range(n_shards):
-            entries = [KeyValue(key, file.key_type(key), file.value(key)) for key in file.keys] if number == 0 else []
-            entries.append(KeyValue("split.no", "u16", number))
-            entries.append(KeyValue("split.count", "u16", split_count or n_shards))
-            plans = [copied_tensor(file, tensor) for tensor in file.tensors[number::n_shards]]
-            write_gguf(source.with_name(f"part-{number + 1:05d}-of-{n_shards:05d}.gguf"), entries, plans)
-    return source.with_name(f"part-00001-of-{n_shards:05d}.gguf")
 
 
 # ---- the same --------------------------------------------------------------------------------------------------

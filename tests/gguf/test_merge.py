@@ -20,8 +20,7 @@ from otter_gguf.gguf.encoding import KeyValue, padding
 from otter_gguf.gguf.merge import data_end, merge, split
 from otter_gguf.gguf.sidecar import check_binding, is_merged, validate_insertion
 
-from .test_fingerprint import split_base
-from .toy_files import base_tensors, insertion, rewrite, write_base, write_sidecar
+from .toy_files import base_tensors, insertion, rewrite, split_base, write_base, write_sidecar
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def write_sidecar(
     return path
 
 
-# ---- damage ----------------------------------------------------------------------------------------------------
+# ---- other forms ----------------------------------------------------------------------------------------------------
 
 
 def rewrite(
@@ -266,3 +266,15 @@ def copied_tensor(file: _native.GgufFile, tensor: _native.TensorInfo) -> TensorP
 def float_tensor(name: str, values: Float32) -> TensorPlan:
     """A tensor of given values in F32."""
     return TensorPlan(name, "F32", values.shape[::-1], lambda: [values.astype("<f4").tobytes()])
+
+
+def split_base(source: Path, n_shards: int, split_count: int | None = None) -> Path:
+    """Shards as llama.cpp's gguf-split writes them: metadata in the first one only."""
+    with _native.GgufFile(str(source)) as file:
+        for number in range(n_shards):
+            entries = [KeyValue(key, file.key_type(key), file.value(key)) for key in file.keys] if number == 0 else []
+            entries.append(KeyValue("split.no", "u16", number))
+            entries.append(KeyValue("split.count", "u16", split_count or n_shards))
+            plans = [copied_tensor(file, tensor) for tensor in file.tensors[number::n_shards]]
+            write_gguf(source.with_name(f"part-{number + 1:05d}-of-{n_shards:05d}.gguf"), entries, plans)
+    return source.with_name(f"part-00001-of-{n_shards:05d}.gguf")

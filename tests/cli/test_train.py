@@ -1,0 +1,129 @@
+"""`otter-gguf train`: from an adapter, from a base, resumed, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from otter_gguf.cli import insert, train
+from otter_gguf.errors import ConfigError, FileError
+from otter_gguf.training import OtterModel
+from otter_gguf.training.runs import checkpoints
+from tests.training.toy import toy_folder, toy_rows, write_rows
+
+FEW = ("--max-steps", 4, "--save-steps", 2, "--cpu", "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a fresh adapter, and data."""
+    path = tmp_path_factory.mktemp("train")
+    toy_folder(path / "base")
+    write_rows(path / "pairs.jsonl", toy_rows(40))
+    write_rows(path / "held_out.jsonl", toy_rows(16, seed=1))
+    call(insert, "--base", path / "base", "-o", path / "fresh", "--width", 8, "--inner", 12)
+    return path
+
+
+def call(verb: Any, *arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return int(verb.run(parser.parse_args([str(argument) for argument in arguments])))
+
+
+def tensors(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    return dict(OtterModel.from_pretrained(base, adapter).inserted_parameters())
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_trains_an_adapter_and_says_how_well(folder: Path, tmp_path: Path, capfd: Any) -> None:
+    data = ("--data", folder / "pairs.jsonl", "--eval-data", folder / "held_out.jsonl")
+    assert call(train, folder / "fresh", *data, "-o", tmp_path / "out", *FEW, "--json") == 0
+    captured = capfd.readouterr()
+    result = json.loads(captured.out)
+    assert result["steps"] == 4
+    assert {"train_loss", "eval_loss", "eval_accuracy", "eval_prefix_accuracy", "eval_margin"} <= result.keys()
+    assert result["output"] == str(tmp_path / "out")
+    assert "40 pairs," in captured.err
+    assert "0 cut, 0 dropped" in captured.err
+    before, after = tensors(folder / "base", folder / "fresh"), tensors(folder / "base", tmp_path / "out")
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_inserting_and_training_in_one_gives_the_same(folder: Path, tmp_path: Path) -> None:
+    data = ("--data", folder / "pairs.jsonl", *FEW)
+    call(train, folder / "fresh", *data, "-o", tmp_path / "a")
+    call(train, "--base", folder / "base", "--width", 8, "--inner", 12, *data, "-o", tmp_path / "b")
+    call(train, "--base", folder / "base", "--width", 8, "--inner", 12, *data, "-o", tmp_path / "c", "--seed", 1)
+    first, second, other = (tensors(folder / "base", tmp_path / name) for name in "abc")
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def test_resumes_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    data = ("--data", folder / "pairs.jsonl", *FEW)
+    call(train, folder / "fresh", *data, "-o", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    (tmp_path / "cut" / "otter_model.safetensors").unlink()
+    call(train, "--resume", *data, "-o", tmp_path / "cut")
+    assert same(tensors(folder / "base", tmp_path / "whole"), tensors(folder / "base", tmp_path / "cut"))
+
+
+def test_a_run_is_replaced_only_by_force(folder: Path, tmp_path: Path) -> None:
+    data = ("--data", folder / "pairs.jsonl", *FEW, "-o", tmp_path)
+    call(train, folder / "fresh", *data)
+    before = tensors(folder / "base", tmp_path)
+    with pytest.raises(ConfigError, match="holds a run already; --resume continues it, --force replaces it"):
+        call(train, folder / "fresh", *data, "--lr", 0.01)
+    assert same(tensors(folder / "base", tmp_path), before)
+    call(train, folder / "fresh", *data, "--lr", 0.01, "--max-steps", 2, "--force")
+    assert not same(tensors(folder / "base", tmp_path), before)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give an ADAPTER folder to start from, or --base"),
+        (["{folder}/fresh", "--width", "8"], "ADAPTER has its insertion; leave out width"),
+        (["{folder}/fresh", "--head", "a"], "ADAPTER has its insertion; leave out head"),
+        (["--resume", "--inner", "8"], "--resume keeps the run's insertion; leave out n_ff"),
+        (["{folder}/fresh", "--lr", "0"], "learning_rate is 0.0, expected more than 0"),
+        (["{folder}/fresh", "--batch-size", "0"], "batch_size is 0, expected at least 1"),
+        (["{folder}/fresh", "--max-length", "1"], "max_length is 1"),
+    ],
+)
+def test_contradictions_are_refused(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [argument.format(folder=folder) for argument in arguments]
+    with pytest.raises(ConfigError, match=message):
+        call(train, *given, "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_not_there_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"nothing\.jsonl: No such file"):
+        call(train, folder / "fresh", "--data", folder / "nothing.jsonl", "-o", tmp_path / "out")
+    with pytest.raises(FileError, match="is no adapter folder"):
+        call(train, folder / "base", "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
+    with pytest.raises(FileError, match="no complete checkpoint to resume from"):
+        call(train, "--resume", "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / "base" / name, bare)
+    with pytest.raises(FileError, match="bare: cannot load the tokenizer"):
+        call(train, "--base", bare, "--width", 8, "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")

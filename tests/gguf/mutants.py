@@ -1,0 +1,194 @@
+"""Good files with something changed, most of them still well formed: what an attacker or a broken tool would write."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.gguf.gguf_builder import TENSOR_TYPES, UNUSABLE_TENSOR_TYPES, VALUE_FORMATS, Gguf, Tensor, Value
+
+INTEGERS = [0, 1, 2, 3, 4, 7, 8, 31, 32, 33, 64, 127, 255, 256, 512, 513, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1]
+REALS = [0.0, -0.0, 1e-45, 1e-5, 1.0, -1.0, 3e38, float("inf"), float("-inf"), float("nan")]
+TEXTS = ["", "a", " ", "llama", "gpt2", "none", "bert", "linear", "yarn", "longrope", "model", "adapter", "otter", "\0",
+         "a\0b", "<s>", "<0x41>", "value", "slice", "table", "sigmoid", "x" * 3000]  # fmt: skip
+TOKENS = [b"", b"\0", b"a", b"\xff\xfe", b"<0x4", b"<0x41>", b"a b", b"[EMPTY_3]", b"</s>", b"<|eot_id|>", b"\n"]
+
+# Keys that llama.cpp reads if they are there; {a} is the architecture.
+KEYS = """
+general.type general.name general.file_type general.alignment general.tensor_extra.name split.count split.no
+{a}.vocab_size {a}.context_length {a}.embedding_length {a}.embedding_length_out {a}.block_count
+{a}.feed_forward_length {a}.expert_count {a}.expert_used_count {a}.expert_group_count {a}.nextn_predict_layers
+{a}.pooling_type {a}.logit_scale {a}.attention.head_count {a}.attention.head_count_kv {a}.attention.causal
+{a}.attention.key_length {a}.attention.value_length {a}.attention.key_length_swa {a}.attention.max_alibi_bias
+{a}.attention.layer_norm_rms_epsilon {a}.attention.sliding_window {a}.attention.scale {a}.rope.dimension_count
+{a}.rope.dimension_count_swa {a}.rope.freq_base {a}.rope.scale_linear {a}.rope.scaling.type {a}.rope.scaling.factor
+{a}.rope.scaling.alpha {a}.rope.scaling.attn_factor {a}.rope.scaling.original_context_length
+{a}.rope.scaling.finetuned {a}.rope.scaling.yarn_ext_factor {a}.classifier.output_labels tokenizer.ggml.model
+tokenizer.ggml.pre tokenizer.ggml.tokens tokenizer.ggml.token_type tokenizer.ggml.scores tokenizer.ggml.merges
+tokenizer.ggml.bos_token_id tokenizer.ggml.eos_token_id tokenizer.ggml.unknown_token_id
+tokenizer.ggml.padding_token_id tokenizer.ggml.add_bos_token tokenizer.ggml.add_eos_token
+tokenizer.ggml.add_space_prefix tokenizer.ggml.suppress_tokens tokenizer.ggml.precompiled_charsmap
+tokenizer.chat_template adapter.type otter.version otter.width otter.heads otter.state.offset otter.state.source
+""".replace("{a}", "llama").split()
+
+NAMES = """
+token_embd.weight output.weight output_norm.weight rope_freqs.weight output.bias blk.0.attn_q.bias blk.0.attn_q.scale
+blk.0.attn_qkv.weight blk.1.ffn_up.input_scale blk.0.ffn_gate_inp.weight blk.5.attn_q.weight x.weight
+""".split()
+
+
+def mutants(good: Gguf, seed: int) -> Iterator[bytes]:
+    """An endless row of changed files."""
+    rng = random.Random(seed)
+    while True:
+        file = Gguf(kvs=list(good.kvs), tensors=list(good.tensors), alignment=good.alignment)
+        for _ in range(rng.choice([1, 1, 1, 2, 3])):
+            rng.choice(MUTATIONS)(file, rng)
+        raw = bytearray(file.build())
+        if rng.random() < 0.05:
+            raw = raw[: rng.randrange(len(raw))]
+        elif rng.random() < 0.1:
+            for _ in range(rng.randint(1, 4)):
+                raw[rng.randrange(len(file.header()))] = rng.choice([0, 1, 4, 8, 9, 255])
+        yield bytes(raw)
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------
+
+
+def random_type(rng: random.Random) -> str:
+    type = rng.choice(["u32", "u32", "f32", "str", "bool", *VALUE_FORMATS])
+    return f"arr[{type}]" if rng.random() < 0.3 else type
+
+
+def random_value(type: str, rng: random.Random) -> Any:
+    if type.startswith("arr["):
+        return [random_value(type[4:-1], rng) for _ in range(rng.choice([0, 1, 2, 2, 3, 4, 512]))]
+    if type == "str":
+        return rng.choice(TEXTS)
+    if type in ("f32", "f64"):
+        return rng.choice(REALS)
+    if type == "bool":
+        return rng.choice([0, 1, 2])
+    bits = struct.calcsize(VALUE_FORMATS[type]) * 8
+    value = rng.choice(INTEGERS) % 2**bits
+    return value - 2**bits if type[0] == "i" and value >> (bits - 1) else value
+
+
+def retype_key(file: Gguf, rng: random.Random) -> None:
+    type, index = random_type(rng), rng.randrange(len(file.kvs))
+    file.kvs[index] = (file.kvs[index][0], Value.of(type, random_value(type, rng)))
+
+
+def add_key(file: Gguf, rng: random.Random) -> None:
+    type, key = random_type(rng), rng.choice(KEYS)
+    file.kvs = file.set(key, type, random_value(type, rng)).kvs
+
+
+def change_bytes_of_value(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.kvs))
+    key, value = file.kvs[index]
+    payload = bytearray(value.payload)
+    if payload:
+        payload[rng.randrange(len(payload))] = rng.choice([0, 1, 127, 128, 255])
+    file.kvs[index] = (key, Value(value.tag, bytes(payload)))
+
+
+def drop_key(file: Gguf, rng: random.Random) -> None:
+    if len(file.kvs) > 1:
+        del file.kvs[rng.randrange(len(file.kvs))]
+
+
+def rename_key(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.kvs))
+    file.kvs[index] = (rng.choice(KEYS), file.kvs[index][1])
+
+
+def change_tokens(file: Gguf, rng: random.Random) -> None:
+    for index, (key, value) in enumerate(file.kvs):
+        if key == "tokenizer.ggml.tokens" and value.payload[:4] == struct.pack("<I", 8):
+            tokens = strings_of(value)
+            for _ in range(rng.randint(1, 3)):
+                tokens[rng.randrange(len(tokens))] = rng.choice(TOKENS)
+            file.kvs[index] = (key, Value.of("arr[str]", tokens))
+
+
+def strings_of(value: Value) -> list[bytes]:
+    position, out = 12, []
+    while position < len(value.payload):
+        (size,) = struct.unpack_from("<Q", value.payload, position)
+        out.append(value.payload[position + 8 : position + 8 + size])
+        position += 8 + size
+    return out
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------
+
+
+def reshape_tensor(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    shape = list(old.shape)
+    shape[rng.randrange(len(shape))] = rng.choice([0, 1, 2, 16, 32, 33, 64, 96, 128, 259, 2**31, 2**63, 2**64 - 1])
+    shape += [1] * rng.choice([0, 0, 0, 1, 3])
+    small = 0 not in shape and max(shape) < 2**31
+    file.tensors[index] = (name, Tensor(tuple(shape), "F32", None if small else old.bytes()))
+
+
+def retype_tensor(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    changed = Tensor(old.shape, rng.choice([*TENSOR_TYPES, *UNUSABLE_TENSOR_TYPES]))
+    file.tensors[index] = (name, Tensor(old.shape, changed.type, rng.randbytes(len(changed.bytes()))))
+
+
+def randomize_tensor(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    file.tensors[index] = (name, Tensor(old.shape, old.type, rng.randbytes(len(old.bytes()))))
+
+
+def move_tensor(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    file.tensors[index] = (name, Tensor(old.shape, old.type, old.data, offset=rng.choice(INTEGERS)))
+
+
+def rename_tensor(file: Gguf, rng: random.Random) -> None:
+    index = rng.randrange(len(file.tensors))
+    name = rng.choice([*NAMES, *(str(name) for name, _ in file.tensors)])
+    file.tensors[index] = (name, file.tensors[index][1])
+
+
+def add_tensor(file: Gguf, rng: random.Random) -> None:
+    shape = rng.choice([(1,), (8,), (64,), (64, 64), (64, 128), (1, 1, 1, 1)])
+    file.tensors.insert(rng.randint(0, len(file.tensors)), (rng.choice(NAMES), Tensor(shape)))
+
+
+def drop_tensor(file: Gguf, rng: random.Random) -> None:
+    if len(file.tensors) > 1:
+        del file.tensors[rng.randrange(len(file.tensors))]
+
+
+def swap_tensors(file: Gguf, rng: random.Random) -> None:
+    rng.shuffle(file.tensors)
+
+
+def change_counts(file: Gguf, rng: random.Random) -> None:
+    file.n_kv = rng.choice([None, len(file.kvs) - 1, len(file.kvs) + 1, rng.choice(INTEGERS)])
+    file.n_tensors = rng.choice([None, len(file.tensors) - 1, len(file.tensors) + 1, rng.choice(INTEGERS)])
+
+
+def change_alignment(file: Gguf, rng: random.Random) -> None:
+    alignment = rng.choice([8, 16, 32, 64, 128, 4096])
+    file.kvs = file.set("general.alignment", "u32", alignment).kvs
+    file.alignment = rng.choice([alignment, 32])
+
+
+MUTATIONS: list[Callable[[Gguf, random.Random], None]] = [
+    retype_key, retype_key, add_key, add_key, add_key, change_bytes_of_value, change_bytes_of_value, drop_key,
+    rename_key, change_tokens, reshape_tensor, retype_tensor, retype_tensor, randomize_tensor, move_tensor,
+    rename_tensor, add_tensor, drop_tensor, swap_tensors, change_counts, change_alignment,
+]  # fmt: skip

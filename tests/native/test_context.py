@@ -1,0 +1,181 @@
+"""What a context refuses, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from otter_gguf import _native
+from otter_gguf.errors import ConfigError, ContextFullError, EngineError
+from otter_gguf.gguf.sidecar import to_native_spec
+from tests.gguf.toy_files import insertion
+from tests.native.helpers import feed, open_base, open_otter, random_tokens
+from tests.native.test_non_disruption import CONFIG, make
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return make(tmp_path)
+
+
+def test_bad_batches_are_refused(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0], n_ctx=256, n_seq_max=2, n_batch=128)
+    with pytest.raises(ConfigError, match="outside the vocabulary"):
+        feed(context, [288])
+    with pytest.raises(ConfigError, match="outside the vocabulary"):
+        feed(context, [-1])
+    with pytest.raises(ConfigError, match=r"sequence 2 is outside 0\.\.1"):
+        feed(context, [5], sequences=2)
+    with pytest.raises(ContextFullError, match="outside the context of 256"):
+        feed(context, [5], 256)
+    with pytest.raises(ConfigError, match="expected 1 to n_batch"):
+        feed(context, [])
+    with pytest.raises(ConfigError, match="expected 1 to n_batch"):
+        feed(context, random_tokens(129))
+    with pytest.raises(ConfigError, match="of one length"):
+        context.decode(*(np.zeros(n, np.int32) for n in (2, 1, 2)), np.ones(2, np.bool_))  # type: ignore[arg-type]
+    feed(context, [5])  # none of it broke the context
+    assert context.logits().shape == (1, 288)
+
+
+def test_too_many_outputs_are_refused(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0], n_outputs_max=4)
+    with pytest.raises(ConfigError, match="raise n_outputs_max"):
+        feed(context, random_tokens(5))
+    feed(context, random_tokens(4))
+    assert len(context.logits()) == 4
+
+
+def test_full_cache_is_a_typed_error(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0], n_ctx=256, n_seq_max=2)
+    feed(context, random_tokens(200), outputs=False)
+    with pytest.raises(ContextFullError, match="no room for 100 more"):
+        feed(context, random_tokens(100), sequences=1, outputs=False)
+    feed(context, random_tokens(20), 200)
+
+
+def test_no_rewards_without_an_insertion(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0])
+    feed(context, [5])
+    with pytest.raises(ConfigError, match="no rewards"):
+        context.rewards()
+    with pytest.raises(ConfigError, match="gives no rewards"):
+        context.score(random_tokens(4))
+
+
+def test_logits_are_a_read_only_view(files: tuple[Path, Path]) -> None:
+    context = open_otter(*files, CONFIG)
+    feed(context, [5])
+    logits = context.logits()
+    assert not logits.flags.writeable
+    context.close()
+    assert np.isfinite(logits).all()  # the view keeps the memory
+
+
+def test_top_k_is_the_sorted_head_of_the_logits(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0])
+    feed(context, random_tokens(3))
+    for row in range(3):
+        tokens, logits = context.top_k(row, 10)
+        order = np.argsort(-context.logits()[row], kind="stable")[:10]
+        assert np.array_equal(tokens, order)
+        assert np.array_equal(logits, context.logits()[row][order])
+    for bad in ((3, 10), (-1, 10), (0, 0), (0, 289)):
+        with pytest.raises(ConfigError):
+            context.top_k(*bad)
+
+
+def test_use_after_close(files: tuple[Path, Path]) -> None:
+    context = open_base(files[0])
+    context.close()
+    context.close()
+    with pytest.raises(EngineError, match="closed"):
+        feed(context, [5])
+
+
+def test_one_context_from_two_threads_is_a_typed_error(files: tuple[Path, Path]) -> None:
+    context = open_otter(*files, CONFIG, n_ctx=4096, n_batch=4096)
+    tokens = random_tokens(4000)
+    errors: list[Exception] = []
+
+    def score() -> None:
+        try:
+            context.clear()
+            context.score(tokens)
+        except EngineError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=score) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any("another thread" in str(error) for error in errors)
+
+
+def test_contexts_of_their_own_run_in_parallel(files: tuple[Path, Path]) -> None:
+    tokens = random_tokens(200)
+    contexts = [open_otter(*files, CONFIG) for _ in range(4)]
+    results: dict[int, np.ndarray] = {}  # type: ignore[type-arg]
+
+    def score(i: int) -> None:
+        results[i] = contexts[i].score(tokens)
+
+    threads = [threading.Thread(target=score, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(results[0], results[i]) for i in range(4))
+
+
+def test_wrong_insertions_are_refused(files: tuple[Path, Path]) -> None:
+    base, sidecar = files
+    for wrong in (
+        insertion(width=64),
+        insertion(n_head_kv=(2, 2)),
+        insertion(n_ff=(32, 32)),
+        insertion(state_source="table"),
+    ):
+        with pytest.raises(EngineError, match="cannot load"):
+            open_otter(base, sidecar, wrong)
+
+
+def test_failed_loads_carry_the_reason(files: tuple[Path, Path]) -> None:
+    with pytest.raises(EngineError, match="No such file"):
+        _native.Model(str(files[0]) + ".missing")
+    with pytest.raises(EngineError, match="wrong number of tensors"):
+        smaller = insertion(n_ff=(0, 0))
+        _native.Model(str(files[0]), sidecar=str(files[1]), insertion=to_native_spec(smaller))
+
+
+def test_progress_can_stop_a_load(files: tuple[Path, Path]) -> None:
+    seen: list[float] = []
+    _native.Model(str(files[0]), progress=lambda done: seen.append(done) or True)  # type: ignore[func-returns-value]
+    assert seen
+    assert seen == sorted(seen)
+    with pytest.raises(EngineError):
+        _native.Model(str(files[0]), progress=lambda _: False)
+
+    def fail(_: float) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _native.Model(str(files[0]), progress=fail)
+
+
+def test_log_goes_to_the_callback(files: tuple[Path, Path]) -> None:
+    lines: list[tuple[str, str]] = []
+    _native.set_log_callback(lambda level, line: lines.append((level, line)))
+    try:
+        _native.Model(str(files[0]))
+    finally:
+        _native.set_log_callback(None)
+    count = len(lines)
+    assert any("general.architecture" in line for _, line in lines)
+    assert all("\n" not in line for _, line in lines)
+    _native.Model(str(files[0]))
+    assert len(lines) == count

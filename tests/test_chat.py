@@ -1,0 +1,138 @@
+"""Chat templates: rendered like everywhere else, in a sandbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import synthetic
+from otter_gguf import ConfigError, FileError, Otter
+from otter_gguf.chat import MAX_TEMPLATE, ChatTemplate
+from otter_gguf.gguf.encoding import KeyValue
+from tests.synthetic_models import pair
+
+CHATML = """{% for message in messages %}
+{% if loop.first and message['role'] != 'system' %}{{ '<|begin|>' }}{% endif %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% endif %}"""
+
+MESSAGES = [{"role": "user", "content": "Where do otters live?"}]
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, path="model.gguf", bos_token="<s>", eos_token="</s>")
+
+
+def test_renders_messages_and_the_generation_prompt() -> None:
+    text = template(CHATML).render(MESSAGES)
+    assert text == "<|begin|><|im_start|>user\nWhere do otters live?<|im_end|>\n<|im_start|>assistant\n"
+    assert not template(CHATML).render(MESSAGES, add_generation_prompt=False).endswith("assistant\n")
+
+
+def test_what_templates_use() -> None:
+    source = "{{ bos_token }}{{ messages | tojson }}{% for m in messages %}{% break %}{% endfor %}{{ strftime_now('%Y')|length }}"
+    assert template(source).render(MESSAGES).startswith('<s>[{"role": "user", "content": "Where')
+
+
+def test_a_template_can_refuse() -> None:
+    with pytest.raises(ConfigError, match="refuses the messages: roles must alternate"):
+        template("{{ raise_exception('roles must alternate') }}").render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], ["text"], [{"role": "user"}], [{"content": "a"}], [{"role": "user", "content": ["part"]}], [{"role": 1}]],
+)
+def test_malformed_messages_are_refused(messages: Any) -> None:
+    with pytest.raises(ConfigError, match="messages"):
+        template(CHATML).render(messages)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__init__.__globals__ }}",
+        "{{ cycler.__init__.__globals__.os.popen('touch /tmp/pwned').read() }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ raise_exception.__globals__['json'] }}",
+        "{% set x = messages.append('a') %}",
+        "{{ ().__class__.__base__ }}",
+        "{% import 'os' as os %}",
+        "{% include '/etc/passwd' %}",
+        "{{ lipsum.__globals__['os'].system('id') }}",
+        "{{ namespace.__init__ }}{{ ''|attr('__class__') }}",
+        "{{ range(10**9)|list }}",
+        "{{ undefined.field }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_hostile_and_broken_templates_are_harmless(source: str) -> None:
+    with pytest.raises(FileError, match=r"model\.gguf: the chat template"):
+        assert "class" not in template(source).render(MESSAGES)
+        raise FileError("model.gguf: the chat template gave nothing away")
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{", "{% endif %}", "x" * (MAX_TEMPLATE + 1)])
+def test_templates_that_are_none_are_refused(source: str) -> None:
+    with pytest.raises(FileError, match="chat template"):
+        template(source)
+
+
+def test_output_is_limited() -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages }}{% endfor %}{% endfor %}"
+    with pytest.raises(FileError, match="more than"):
+        template(endless).render(MESSAGES)
+
+
+# ---- through a model -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Otter:
+    """A model file with a template, and a sidecar for it."""
+    folder: Path = tmp_path_factory.mktemp("chat")
+    geometry = synthetic.GEOMETRIES["tiny"]
+    metadata = [*synthetic.base_metadata(geometry), KeyValue("tokenizer.chat_template", "str", CHATML)]
+    synthetic.write(folder / "base.gguf", metadata, synthetic.base_tensors(geometry, "F32"), 0)
+    return Otter(folder / "base.gguf", otter=pair().otter, n_ctx=512, n_threads=1)
+
+
+def test_chat_completion(llm: Otter) -> None:
+    out = llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0)
+    choice = out["choices"][0]
+    assert out["object"] == "chat.completion"
+    assert choice["message"]["role"] == "assistant"
+    assert choice["rewards"] is not None
+    assert len(choice["rewards"]["token_rewards"]) == 12
+    prompt = template(CHATML).render(MESSAGES)
+    same = llm.create_completion(llm.tokenize(prompt, add_bos=False, special=True), max_tokens=12, temperature=0)
+    assert same["choices"][0]["text"] == choice["message"]["content"]
+
+
+def test_begin_of_text_stands_once(llm: Otter) -> None:
+    tokens = llm.tokenize_chat(MESSAGES)
+    assert tokens.count(llm.model.bos_token) == 1
+    with_system = llm.tokenize_chat([{"role": "system", "content": "Be brief."}, *MESSAGES])
+    assert with_system.count(llm.model.bos_token) == 1
+
+
+def test_chat_streams(llm: Otter) -> None:
+    whole = llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0)["choices"][0]
+    chunks = list(llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0, stream=True))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0]["role"] == "assistant"
+    assert all("role" not in delta for delta in deltas[1:])
+    assert "".join(delta["content"] for delta in deltas) == whole["message"]["content"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["choices"][0]["rewards"]["reward"] == whole["rewards"]["reward"]  # type: ignore[index]
+
+
+def test_without_a_template_chat_is_refused() -> None:
+    with Otter(pair().base, n_ctx=64, n_threads=1) as plain, pytest.raises(ConfigError, match="no chat template"):
+        plain.create_chat_completion(MESSAGES)
