@@ -15,10 +15,10 @@ from tests.synthetic_models import pair
 
 CHATML = """{% for message in messages %}
 {% if loop.first and message['role'] != 'system' %}{{ '<|begin|>' }}{% endif %}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}
 {% endfor %}
 {% if add_generation_prompt %}
-{{ '<|im_start|>assistant\\n' }}
+{{ '<|im_start|>assistant\\n' -}}
 {% endif %}"""
 
 MESSAGES = [{"role": "user", "content": "Where do otters live?"}]
@@ -35,7 +35,7 @@ def test_renders_messages_and_the_generation_prompt() -> None:
 
 
 def test_what_templates_use() -> None:
-    source = "{{ bos_token }}{{ messages | tojson }}{% for m in messages %}{% break %}{% endfor %}{{ strftime_now('%Y')|length }}"
+    source = "{{ bos_token }}{{ messages | tojson }}{% for m in messages %}{% break %}{% endfor %}"
     assert template(source).render(MESSAGES).startswith('<s>[{"role": "user", "content": "Where')
 
 
@@ -73,9 +73,14 @@ def test_malformed_messages_are_refused(messages: Any) -> None:
     ],
 )
 def test_hostile_and_broken_templates_are_harmless(source: str) -> None:
-    with pytest.raises(FileError, match=r"model\.gguf: the chat template"):
-        assert "class" not in template(source).render(MESSAGES)
-        raise FileError("model.gguf: the chat template gave nothing away")
+    """They fail with one line that names the file, or give nothing away."""
+    try:
+        text = template(source).render(MESSAGES)
+    except FileError as error:
+        assert str(error).startswith("model.gguf: the chat template")
+        assert "\n" not in str(error)
+    else:
+        assert text.strip() == ""
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{", "{% endif %}", "x" * (MAX_TEMPLATE + 1)])

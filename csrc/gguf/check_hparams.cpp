@@ -191,9 +191,9 @@ private:
         if (most > sizes.n_expert || (sizes.n_expert > 0 && most == 0)) {
             file.fail_key(key("expert_used_count"), cat("is ", most, " of ", sizes.n_expert, " experts"));
         }
-        const bool groups_fit = group < 2 || (group < sizes.n_expert && sizes.n_expert % group == 0 && taken > 0 &&
-            taken < group);
-        if (!groups_fit || (group > 0 && group >= sizes.n_expert)) {
+        const bool count_fits = group == 0 || group < sizes.n_expert;
+        const bool split_fits = group < 2 || (sizes.n_expert % group == 0 && taken > 0 && taken < group);
+        if (!count_fits || !split_fits) {
             file.fail_key(key("expert_group_count"), cat("is ", group, " with ", taken, " used, for ",
                     sizes.n_expert, " experts"));
         }

@@ -40,10 +40,10 @@ struct tensor_entry {
     uint64_t n_bytes = 0;
 };
 
-// Checked: magic and version; counts against the size of the file; keys and tensor names (UTF-8 without control
-// characters, not empty, unique, bounded); value types, flat arrays, strings inside the file; tensor types, shapes and
-// sizes; alignment; offsets one behind the other as ggml demands; data inside the file. Anything else throws
-// otter_error: `file`, or `unsupported` for another version or byte order.
+// Checked: magic and version; counts against the size of the file; keys and tensor names (printable ASCII, not empty,
+// unique, bounded); value types, flat arrays, strings inside the file; tensor types, shapes and sizes; alignment;
+// offsets one behind the other as ggml demands; data inside the file. Anything else throws otter_error: `file`, or
+// `unsupported` for another version or byte order.
 class gguf_file {
 public:
     explicit gguf_file(const std::string & path);
@@ -57,8 +57,8 @@ public:
     uint64_t            tensor_info_end() const { return info_end; }
     uint64_t            data_offset() const { return data_begin; }
 
-    const std::vector<kv_entry> &     entries() const { return kvs; }       // in file order
-    const std::vector<tensor_entry> & tensors() const { return infos; }     // in file order
+    const std::vector<kv_entry> &     entries() const { return kvs; }   // in file order
+    const std::vector<tensor_entry> & tensors() const { return infos; } // in file order
 
     // nullptr if absent
     const kv_entry *     find(std::string_view key) const;

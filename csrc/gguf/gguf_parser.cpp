@@ -28,36 +28,10 @@ constexpr uint64_t min_info_bytes = 8 + 1 + 4 + 8 + 4 + 8; // name length, name,
 constexpr uint32_t min_alignment = 8;
 constexpr uint32_t max_alignment = 65536;
 
-// Length of the UTF-8 sequence at text[i], 0 if it is malformed.
-size_t utf8_length(std::string_view text, size_t i) {
-    const auto   lead   = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-    if (length == 0 || i + length > text.size()) {
-        return 0;
-    }
-    uint32_t code = length == 1 ? lead : lead & (0x7f >> length);
-    for (size_t j = 1; j < length; ++j) {
-        const auto next = static_cast<unsigned char>(text[i + j]);
-        if (next >> 6 != 2) {
-            return 0;
-        }
-        code = code << 6 | (next & 0x3f);
-    }
-    static const uint32_t smallest[] = { 0, 0, 0x80, 0x800, 0x10000 };
-    const bool surrogate = code >= 0xd800 && code < 0xe000;
-    return code < smallest[length] || code > 0x10ffff || surrogate ? 0 : length;
-}
-
-// UTF-8 without control characters: a NUL would end the name early in llama.cpp, a line break would forge log lines.
+// Printable ASCII, as the specification demands of keys: a NUL would end the name early in llama.cpp, a line break
+// would forge log lines, and any message may quote a name as it is.
 bool is_clean_name(std::string_view text) {
-    for (size_t i = 0; i < text.size();) {
-        const size_t length = utf8_length(text, i);
-        if (length == 0 || static_cast<unsigned char>(text[i]) < 0x20 || text[i] == 0x7f) {
-            return false;
-        }
-        i += length;
-    }
-    return true;
+    return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
 }
 
 // Positions sorted by name, ties by position.
@@ -127,7 +101,7 @@ std::string_view gguf_parser::read_name(const std::string & what, uint64_t max_b
     need(n, cat("the name of ", what));
     const std::string_view name(reinterpret_cast<const char *>(file.bytes(pos)), static_cast<size_t>(n));
     if (!is_clean_name(name)) {
-        file.fail(cat(what, " has the name ", quoted(name), ", expected UTF-8 without control characters"));
+        file.fail(cat(what, " has the name ", quoted(name), ", expected printable ASCII"));
     }
     pos += n;
     return name;

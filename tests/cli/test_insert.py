@@ -74,7 +74,8 @@ def test_sizes_can_be_given_for_each_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("all", (3, 3, 3)), ("0,2", (3, 0, 3)), ("1-2", (0, 3, 3)), ("2", (0, 0, 3)), ("0-0,2", (3, 0, 3))]
+    ("layers", "expected"),
+    [("all", (3, 3, 3)), ("0,2", (3, 0, 3)), ("1-2", (0, 3, 3)), ("2", (0, 0, 3)), ("0-0,2", (3, 0, 3))],
 )
 def test_layers_are_numbers_and_ranges(layers: str, expected: tuple[int, ...]) -> None:
     made = config("--width", "8", "--inner", "3", "--layers", layers)
@@ -83,7 +84,9 @@ def test_layers_are_numbers_and_ranges(layers: str, expected: tuple[int, ...]) -
 
 
 def test_heads_have_names_labels_input_and_activation() -> None:
-    made = config("--width", "8", "--head", "tone", "--head", "safety=a,b", "--head-input", "both", "--activation", "tanh")
+    made = config(
+        "--width", "8", "--head", "tone", "--head", "safety=a,b", "--head-input", "both", "--activation", "tanh"
+    )
     assert made.heads == (
         HeadConfig("tone", ("tone",), "both", "tanh"),
         HeadConfig("safety", ("a", "b"), "both", "tanh"),

@@ -38,7 +38,7 @@ for line in sys.stdin:
             llm.score("He", "llo")
         print("accepted", flush=True)
     except OtterError as error:
-        print("refused" if str(error).isprintable() else f"unclean {error!r}", flush=True)
+        print("refused" if "\\n" not in str(error) else f"not one line: {error!r}", flush=True)
     except BaseException as error:
         print(f"foreign {error!r}", flush=True)
 """

@@ -147,8 +147,8 @@ def test_wrong_insertions_are_refused(files: tuple[Path, Path]) -> None:
 def test_failed_loads_carry_the_reason(files: tuple[Path, Path]) -> None:
     with pytest.raises(EngineError, match="No such file"):
         _native.Model(str(files[0]) + ".missing")
+    smaller = insertion(n_ff=(0, 0))
     with pytest.raises(EngineError, match="wrong number of tensors"):
-        smaller = insertion(n_ff=(0, 0))
         _native.Model(str(files[0]), sidecar=str(files[1]), insertion=to_native_spec(smaller))
 
 

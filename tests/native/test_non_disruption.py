@@ -62,7 +62,7 @@ def test_logits_are_identical_with_a_quantized_cache(cache: str) -> None:
     logits, rewards = feed_chunks(open_otter(base, sidecar, config, **options), tokens, 75)
     _, exact = feed_chunks(open_otter(base, sidecar, config), tokens, 75)
     assert np.array_equal(plain, logits)
-    assert 0 < np.abs(rewards - exact).max() < 0.5 * exact.std()
+    assert 0.9 < np.corrcoef(rewards[:, 0], exact[:, 0])[0, 1] < 1.0
 
 
 def test_other_inserted_weights_change_rewards_and_no_logit(tmp_path: Path) -> None:

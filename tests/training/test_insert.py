@@ -117,7 +117,11 @@ def test_half_precision_bases_get_inserted_tensors_in_full_precision() -> None:
 
 @pytest.mark.parametrize(
     ("init", "std", "message"),
-    [("zeros", 0.1, "'zeros', expected copy, normal, uniform"), ("normal", 0.0, "deviation"), ("normal", math.nan, "deviation")],
+    [
+        ("zeros", 0.1, "'zeros', expected copy, normal, uniform"),
+        ("normal", 0.0, "deviation"),
+        ("normal", math.nan, "deviation"),
+    ],
 )
 def test_refuses_unknown_initialisation(init: Any, std: float, message: str) -> None:
     base = toy_base()

@@ -73,7 +73,9 @@ def test_every_response_token_counts_in_the_prefix_loss_alone() -> None:
 
 def test_swapping_the_responses_changes_the_loss() -> None:
     swapped = align_pairs(REWARDS.roll(3, 0), START, LENGTH.roll(3, 0))
-    assert prefix_loss(swapped).item() != pytest.approx(prefix_loss(align_pairs(REWARDS, START, LENGTH)).item(), abs=1e-3)
+    assert prefix_loss(swapped).item() != pytest.approx(
+        prefix_loss(align_pairs(REWARDS, START, LENGTH)).item(), abs=1e-3
+    )
 
 
 def test_centering_pulls_rewards_to_zero() -> None:

@@ -104,7 +104,11 @@ def test_logs_trls_metrics(tmp_path: Path) -> None:
 
 def test_losses_and_centering_are_chosen_by_name(tmp_path: Path) -> None:
     losses = {}
-    for name, options in {"prefix": {}, "final": {"loss": "final"}, "centered": {"center_rewards_coefficient": 0.5}}.items():
+    for name, options in {
+        "prefix": {},
+        "final": {"loss": "final"},
+        "centered": {"center_rewards_coefficient": 0.5},
+    }.items():
         run = trainer(tmp_path / name, eval_strategy="steps", eval_steps=8, **options)
         losses[name] = run.evaluate()["eval_loss"]
     assert len({round(loss, 4) for loss in losses.values()}) == 3

@@ -67,7 +67,13 @@ def test_carries_insertion_heads_and_tokenizer(tmp_path: Path) -> None:
     assert insertion.state_source == "table"
     assert insertion.heads == model.insertion.heads
     assert insertion.base == geometry(toy_base())
-    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8, "intermediate_size": 60}
+    sizes = {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 8,
+        "intermediate_size": 60,
+    }
     assert {name: config[name] for name in sizes} == sizes
     assert (tmp_path / "tokenizer.json").exists()
     tensors = load_file(tmp_path / "model.safetensors")
