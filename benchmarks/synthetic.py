@@ -188,7 +188,8 @@ def sidecar_tensors(config: InsertionConfig, type: str) -> list[Tensor]:
         elif stays_float32(name):
             tensors.append(Tensor(name, shape, "F32", std=shape[0] ** -0.5 if len(shape) > 1 else 0.1))
         else:
-            tensors.append(matrix(name, *shape, type))
+            columns, rows = shape
+            tensors.append(matrix(name, columns, rows, type))
     return tensors
 
 

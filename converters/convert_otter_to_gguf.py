@@ -113,7 +113,7 @@ def _convert_base(args: argparse.Namespace) -> Path:
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f'{args.input} is a base (no otter_config.json, no "otter" in config.json): no {options}')
-    target = _target(args, f"{args.outtype}.gguf")
+    target = _target(args, "gguf" if args.outtype == "auto" else f"{args.outtype.upper()}.gguf")
     convert_base(args.input, target, outtype=args.outtype, verbose=args.verbose, force=args.force)
     return target
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .guidance import ARGS, Candidates, Policy, Signal
     from .model import Otter
     from .scoring import Score
-    from .verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -48,8 +47,6 @@ _HOME = {
     "Score": "scoring",
     "Signal": "guidance",
     "UnsupportedError": "errors",
-    "Verification": "verify",
-    "verify": "verify",
 }
 
 __all__ = [
@@ -69,9 +66,7 @@ __all__ = [
     "Score",
     "Signal",
     "UnsupportedError",
-    "Verification",
     "__version__",
-    "verify",
 ]
 
 

@@ -13,6 +13,9 @@ Bool = npt.NDArray[np.bool_]
 LLAMA_CPP_COMMIT: str
 LLAMA_CPP_VERSION: str
 
+ERROR_CLASSES: tuple[str, ...]
+"""Names of the classes of :mod:`otter_gguf.errors` that this module raises."""
+
 # ---- files -----------------------------------------------------------------------------------------------------
 
 @final

@@ -84,7 +84,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Test:
+class Measurement:
     """One row pair of the table."""
 
     name: str
@@ -130,7 +130,7 @@ class Bench:
     devices: tuple[str, ...]
     options: LoadOptions
     n_threads: int
-    tests: dict[Literal["prefill", "decode"], Test]
+    tests: dict[Literal["prefill", "decode"], Measurement]
     python_share: float | None
     """Share of a decode step of :class:`otter_gguf.Otter` that is spent outside llama.cpp; None without tg test."""
     step_ms: float | None
@@ -186,7 +186,7 @@ def bench(
         ours = stack.enter_context(closing(load_model(files, options)))
         stock = stack.enter_context(closing(load_model(stock_file, options)))
         pair = [stack.enter_context(closing(make_context(model, options))) for model in (ours, stock)]
-        tests: dict[Literal["prefill", "decode"], Test] = {}
+        tests: dict[Literal["prefill", "decode"], Measurement] = {}
         share = step_ms = None
         if what.n_prompt:
             progress(f"pp{what.n_prompt}")
@@ -204,7 +204,7 @@ def _fitting(options: LoadOptions, what: BenchOptions) -> LoadOptions:
     return dataclasses.replace(options, n_ctx=needed, n_batch=max(options.n_batch, 1), n_seq_max=1)
 
 
-def measure_prefill(pair: Sequence[_native.Context], n_vocab: int, what: BenchOptions) -> Test:
+def measure_prefill(pair: Sequence[_native.Context], n_vocab: int, what: BenchOptions) -> Measurement:
     """Prompts, one on each side by turns; rewards of the last token are read."""
     tokens = np.random.default_rng(0).integers(0, n_vocab, what.n_prompt, np.int32)
     for _ in range(WARM_UP):
@@ -214,7 +214,7 @@ def measure_prefill(pair: Sequence[_native.Context], n_vocab: int, what: BenchOp
     return _test(f"pp{what.n_prompt}", what.n_prompt, [[pair_of_one] for pair_of_one in seconds])
 
 
-def measure_decode(pair: Sequence[_native.Context], n_vocab: int, what: BenchOptions) -> Test:
+def measure_decode(pair: Sequence[_native.Context], n_vocab: int, what: BenchOptions) -> Measurement:
     """Single tokens, one on each side by turns; every reward is read."""
     tokens = np.random.default_rng(1).integers(0, n_vocab, (what.repetitions, what.n_gen + WARM_UP), np.int32)
     runs: list[list[tuple[float, float]]] = []
@@ -229,12 +229,12 @@ def measure_decode(pair: Sequence[_native.Context], n_vocab: int, what: BenchOpt
     return _test(f"tg{what.n_gen}", what.n_gen, runs)
 
 
-def _test(name: str, n_tokens: int, runs: list[list[tuple[float, float]]]) -> Test:
+def _test(name: str, n_tokens: int, runs: list[list[tuple[float, float]]]) -> Measurement:
     """From the seconds (ours, stock) of each neighbouring pair in each repetition."""
     ours = tuple(sum(a for a, _ in run) for run in runs)
     stock = tuple(sum(b for _, b in run) for run in runs)
     ratios = tuple(a / b for run in runs for a, b in run)
-    return Test(name, Rate(stock, n_tokens), Rate(ours, n_tokens), ratios)
+    return Measurement(name, Rate(stock, n_tokens), Rate(ours, n_tokens), ratios)
 
 
 def _in_turn(
@@ -310,7 +310,7 @@ def _result(
     options: LoadOptions,
     ours: _native.Model,
     stock: _native.Model,
-    tests: dict[Literal["prefill", "decode"], Test],
+    tests: dict[Literal["prefill", "decode"], Measurement],
     share: float | None,
     step_ms: float | None,
 ) -> Bench:

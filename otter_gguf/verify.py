@@ -123,7 +123,7 @@ def verify(
     with stock_files(files) as stock, ExitStack() as stack:
         ours = stack.enter_context(closing(load_model(files, options)))
         base = stack.enter_context(closing(load_model(stock, options)))
-        tokens = ours.tokenize((text or manual_text()).encode(), add_special=False)
+        tokens = ours.tokenize((manual_text() if text is None else text).encode(), add_special=False)
         if not tokens:
             raise ConfigError("verify: the text is empty")
         for flash_attn in attention:

@@ -44,7 +44,7 @@ def pair(
     head = HeadConfig(labels=labels, activation=activation)
     config = InsertionConfig.uniform(geometry.base, 32, 1, 64, heads=(head,))
     folder = _folder() / f"{type}-{'-'.join(labels)}-{seed}-{activation}-{base_of}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     paths = Pair(folder / "base.gguf", folder / "synthetic.otter.gguf")
     base_seed = seed if base_of is None else base_of
     synthetic.write_base(paths.base, geometry, type, base_seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from otter_gguf import ConfigError
-from otter_gguf.bench import BenchOptions, Rate, Test, bench, bytes_read
+from otter_gguf.bench import BenchOptions, Measurement, Rate, bench, bytes_read
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.options import LoadOptions
 from tests.synthetic_models import pair
@@ -52,7 +52,7 @@ def test_rates_and_ratios() -> None:
     assert rate.tokens_per_second == 15.0
     assert rate.deviation == pytest.approx(7.0710678)
     assert Rate((2.0,), 10).deviation == 0
-    test = Test("tg10", Rate((1.0,), 10), Rate((1.1,), 10), (1.0, 1.2, 1.1))
+    test = Measurement("tg10", Rate((1.0,), 10), Rate((1.1,), 10), (1.0, 1.2, 1.1))
     assert test.ratio == 1.1
 
 

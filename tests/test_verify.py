@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ConfigError, MismatchError, verify
+from otter_gguf import ConfigError, MismatchError
 from otter_gguf.gguf.merge import merge
 from otter_gguf.options import LoadOptions
-from otter_gguf.verify import Comparison, manual_text
+from otter_gguf.verify import Comparison, manual_text, verify
 from tests.synthetic_models import pair
 
 ONE_THREAD = LoadOptions(n_threads=1)
@@ -64,7 +64,7 @@ def test_a_single_bit_is_noticed() -> None:
 
 def test_zeros_of_two_signs_and_nan_count_as_differences() -> None:
     comparison = Comparison("decode", "off")
-    comparison.add(np.float32([0.0, np.nan]), np.float32([-0.0, 1.0]))
+    comparison.add(np.asarray([0.0, np.nan], np.float32), np.asarray([-0.0, 1.0], np.float32))
     assert comparison.differing == 2
     assert comparison.max_abs_diff == float("inf")
 

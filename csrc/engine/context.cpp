@@ -200,6 +200,8 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
         throw config_error("this context gives no rewards: open the model with a sidecar and rewards on");
     }
 
+    check_sequence(sequence);
+
     const int32_t n_batch   = int32_t(llama_n_ubatch(get()));
     const int32_t n_rewards = owner->n_rewards();
 
@@ -207,18 +209,23 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
     std::vector<int32_t> sequences(size_t(n_batch), sequence);
     std::vector<float>   result(size_t(n_tokens)*size_t(n_rewards));
 
-    for (int32_t i = 0; i < n_tokens; i += n_batch) {
-        const int32_t n = std::min(n_batch, n_tokens - i);
-        for (int32_t j = 0; j < n; ++j) {
-            positions[size_t(j)] = position + i + j;
+    try {
+        for (int32_t i = 0; i < n_tokens; i += n_batch) {
+            const int32_t n = std::min(n_batch, n_tokens - i);
+            for (int32_t j = 0; j < n; ++j) {
+                positions[size_t(j)] = position + i + j;
+            }
+            const token_batch batch = { tokens + i, positions.data(), sequences.data(), nullptr, n };
+            check_batch(batch);
+            run(batch, reward_mode::all);
+            for (int32_t j = 0; j < n; ++j) {
+                owner->inserted->rewards.apply(last_rows + size_t(j)*size_t(owner->row_size()),
+                        result.data() + size_t(i + j)*size_t(n_rewards));
+            }
         }
-        const token_batch batch = { tokens + i, positions.data(), sequences.data(), nullptr, n };
-        check_batch(batch);
-        run(batch, reward_mode::all);
-        for (int32_t j = 0; j < n; ++j) {
-            owner->inserted->rewards.apply(last_rows + size_t(j)*size_t(owner->row_size()),
-                    result.data() + size_t(i + j)*size_t(n_rewards));
-        }
+    } catch (...) { // a text is scored whole or leaves no trace
+        llama_memory_seq_rm(llama_get_memory(get()), sequence, position, -1);
+        throw;
     }
     last_rows = nullptr;
     return result;

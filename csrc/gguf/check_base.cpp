@@ -19,7 +19,7 @@ void check_general(const gguf_file & file) {
     const kv_entry * names = file.get_array("general.tensor_extra.name", GGUF_TYPE_STRING);
     const kv_entry * flags = file.get_array("general.tensor_extra.prec_a4", GGUF_TYPE_BOOL);
     if (names != nullptr && (flags == nullptr || flags->count != names->count)) {
-        file.fail_key("general.tensor_extra.prec_a4", cat("expected ", names->count,
+        file.fail_key("general.tensor_extra.prec_a4", cat("is missing or of another length, expected ", names->count,
                 " values, one for each of general.tensor_extra.name"));
     }
 }

@@ -4,6 +4,7 @@
 #include "gguf/check_base.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <deque>
 
@@ -92,6 +93,7 @@ public:
             check_merges();
         }
         check_special_ids();
+        check_named_tokens();
         return uint32_t(by_text.size());
     }
 
@@ -260,6 +262,21 @@ private:
         if (file.get_bool("tokenizer.ggml.add_eos_token").value_or(false) &&
                 special_id("tokenizer.ggml.eos_token_id", default_eos) < 0) {
             file.fail_key("tokenizer.ggml.eos_token_id", "is missing, but an EOS token is added to every text");
+        }
+    }
+
+    // llama.cpp looks these tokens up, and throws without them, if only the model's name says Phi-3.
+    void check_named_tokens() const {
+        std::string name(file.get_str("general.name").value_or(""));
+        std::transform(name.begin(), name.end(), name.begin(), [](char c) { return char(std::tolower(uint8_t(c))); });
+        if (name.find("phi-3") == std::string::npos && name.find("phi3") == std::string::npos) {
+            return;
+        }
+        for (const char * text : { "</s>", "<unk>", "<s>", "<|endoftext|>" }) {
+            if (!has_token(text)) {
+                file.fail_key(tokens_key, cat("has no token ", quoted(text), ", expected in a model named ",
+                        quoted(name)));
+            }
         }
     }
 };

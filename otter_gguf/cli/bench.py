@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import _common
 
 if TYPE_CHECKING:
-    from ..bench import Bench, Test
+    from ..bench import Bench, Measurement
 
 HELP = "speed with and without rewards, as llama-bench shows it"
 
@@ -58,7 +58,7 @@ def table(result: Bench) -> str:
     return "\n".join(lines)
 
 
-def _test_rows(result: Bench, test: Test, floor: str) -> list[list[str]]:
+def _test_rows(result: Bench, test: Measurement, floor: str) -> list[list[str]]:
     common = [result.model, mebibytes(result.base_bytes), millions(result.base_params)]
     common += [",".join(result.devices), str(result.n_threads)]
     insertion = f"{millions(result.otter_params)}, {mebibytes(result.otter_bytes)}"

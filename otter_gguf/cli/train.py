@@ -135,14 +135,15 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     model = _model(args)
     tokenizer = _tokenizer(model)
     pairs = PairOptions(options.max_length, options.append_eos, model.insertion.reward_labels)
-    datasets = [load_pairs(path, tokenizer, pairs) for path in (args.data, args.eval_data) if path]
-    for dataset in datasets:
+    data = load_pairs(args.data, tokenizer, pairs)
+    evaluation = load_pairs(args.eval_data, tokenizer, pairs) if args.eval_data else None
+    for dataset in filter(None, (data, evaluation)):
         print(f"{len(dataset)} pairs, {dataset.n_tokens} tokens, {dataset.truncated} cut, {dataset.dropped} dropped")
     if args.force:
         # Else a later --resume would continue the run that was replaced.
         for checkpoint in checkpoints(args.output):
             shutil.rmtree(checkpoint)
-    return OtterTrainer(model, _config(args, options), *datasets)
+    return OtterTrainer(model, _config(args, options), data, evaluation)
 
 
 def _model(args: argparse.Namespace) -> OtterModel:

@@ -31,10 +31,11 @@ class _BaseHeads:
 
 def split_heads(attention: nn.Module, n_head: int, n_head_kv: int) -> None:
     """Make a Hugging Face attention module compute its first ``n_head`` heads as the base does."""
-    setattr(attention, _ATTRIBUTE, _BaseHeads(attention.config, n_head, n_head_kv))  # type: ignore[arg-type]
+    config: Any = attention.config
+    setattr(attention, _ATTRIBUTE, _BaseHeads(config, n_head, n_head_kv))
     # A copy for this module alone: masks are still made for the function that the model's configuration names.
-    attention.config = copy.copy(attention.config)
-    attention.config._attn_implementation = _NAME
+    attention.config = config = copy.copy(config)
+    config._attn_implementation = _NAME
 
 
 def _attend(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from otter_gguf.cli import insert as verb
+from otter_gguf.cli._common import given
 from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, OtterError
 from otter_gguf.training import OtterModel
@@ -37,7 +38,7 @@ def config(*arguments: str) -> InsertionConfig:
     parser = argparse.ArgumentParser()
     verb.add_insert_arguments(parser)
     args = parser.parse_args(list(arguments))
-    explicit = verb.given(args, verb.InsertOptions)
+    explicit = given(args, verb.InsertOptions)
     return verb.insertion_config(verb.InsertOptions(**explicit), BASE, args.head or (), explicit)
 
 

@@ -87,7 +87,9 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_is_exit_code_130() -> None:
-    command = [*COMMAND, "verify", "-m", str(pair().base), "--otter", str(pair().otter), "--logits", str(10**12), "-t", "1"]
+    files = pair()
+    endless = ["--logits", str(10**12), "-t", "1"]
+    command = [*COMMAND, "verify", "-m", str(files.base), "--otter", str(files.otter), *endless]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.synthetic import GEOMETRIES
 from otter_gguf.cli import main as cli
 from otter_gguf.cli._colour import HIGH, LOW, MIDDLE, Painter, RewardScale, colour_at, head_of_column, wants_colour
 from otter_gguf.completion import Rewards
 from otter_gguf.config import HeadConfig, InsertionConfig
-from benchmarks.synthetic import GEOMETRIES
 from tests.synthetic_models import TEXT, pair
 
 ESCAPE = re.compile("\x1b\\[[0-9;]*m")

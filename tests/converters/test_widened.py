@@ -14,6 +14,7 @@ from otter_gguf.converters.widened import convert_widened, is_widened
 from transformers import LlamaForCausalLM
 
 from otter_gguf import _native
+from otter_gguf.config import StateSource
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import split
@@ -131,7 +132,7 @@ def test_a_tied_base_is_compared_with_its_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state_source", ["table", "slice"])
-def test_what_training_exports_is_accepted(tmp_path: Path, state_source: str) -> None:
+def test_what_training_exports_is_accepted(tmp_path: Path, state_source: StateSource) -> None:
     model = LlamaForCausalLM.from_pretrained(write_hf_model(tmp_path / "hf", "F32"), dtype=torch.float32)
     trained = insert(model, replace(CONFIG, state_source=state_source), "normal", init_std=0.1)
     trained.export_widened(tmp_path / "w")

@@ -60,10 +60,10 @@ def test_weight_zero_is_plain_greedy_decoding_over_500_tokens(llm: Otter) -> Non
 
 def test_weight_changes_the_text_and_raises_the_reward(llm: Otter) -> None:
     plain = rewards_of(llm.create_completion(TEXT, max_tokens=60, temperature=0))
-    means = [
-        np.mean(rewards_of(llm.create_completion(TEXT, max_tokens=60, temperature=0, guidance=ARGS(weight=w)))["token_rewards"])
-        for w in (-5, 5)
-    ]
+    means = []
+    for weight in (-5, 5):
+        guided = llm.create_completion(TEXT, max_tokens=60, temperature=0, guidance=ARGS(weight=weight))
+        means.append(np.mean(rewards_of(guided)["token_rewards"]))
     assert means[0] < np.mean(plain["token_rewards"]) < means[1]
 
 
@@ -93,7 +93,7 @@ def test_end_of_text_ends_a_guided_text() -> None:
             return Signal.NONE
 
         def scores(self, candidates: Candidates, labels: Sequence[str]) -> Float32:
-            return (candidates.tokens == self.end).astype(np.float32)
+            return np.where(candidates.tokens == self.end, np.float32(1), np.float32(0))
 
     with load() as llm:
         out = llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=EndAfter(llm.model.eos_token))
@@ -133,10 +133,10 @@ def test_label_picks_the_reward_that_guides() -> None:
 
 
 def test_centering_changes_no_choice(llm: Otter) -> None:
-    tokens = [
-        rewards_of(llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=ARGS(2.0, center=center)))["tokens"]
-        for center in (False, True)
-    ]
+    tokens = []
+    for center in (False, True):
+        policy = ARGS(2.0, center=center)
+        tokens.append(rewards_of(llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=policy))["tokens"])
     assert tokens[0] == tokens[1]
 
 

@@ -216,6 +216,6 @@ def _save_and_die(model: OtterModel, adapter: Path, call: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
 
-    os.replace = killed
+    os.replace = killed  # type: ignore[assignment]
     model.save_pretrained(adapter)
     os._exit(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def test_changed_base_weights_change_the_logits(tokens: Tensor) -> None:
     model = toy_otter("normal")
     with torch.no_grad():
         before = model(tokens)
-        model.base_model.get_submodule("model.layers.1.mlp.down_proj").base.weight.mul_(1.01)
+        model.base_model.get_parameter("model.layers.1.mlp.down_proj.base.weight").mul_(1.01)
         after = model(tokens)
     assert not torch.equal(before.logits, after.logits)
     assert not torch.equal(before.rewards, after.rewards)
@@ -188,9 +188,9 @@ def test_disabled_insertion_comes_back_after_an_error(tokens: Tensor) -> None:
 
 
 def test_base_model_generates_as_before() -> None:
-    prompt = torch.tensor([[1, 2, 3]])
+    prompt, generating = torch.tensor([[1, 2, 3]]), cast(Any, toy_otter("normal").base_model)
     expected = toy_base().generate(prompt, max_new_tokens=12, do_sample=False)
-    assert torch.equal(toy_otter("normal").base_model.generate(prompt, max_new_tokens=12, do_sample=False), expected)
+    assert torch.equal(generating.generate(prompt, max_new_tokens=12, do_sample=False), expected)
     other = toy_base(seed=1).generate(prompt, max_new_tokens=12, do_sample=False)
     assert not torch.equal(other, expected)
 

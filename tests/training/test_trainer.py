@@ -1,4 +1,4 @@
-"""Training end to end on the toy: what changes, what must not, and that a run can be repeated and resumed bit for bit."""
+"""Training on the toy: what changes, what must not, and that a run can be repeated and resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_digest_would_notice_a_changed_base() -> None:
     model = toy_otter()
     before = digests(model)
     with torch.no_grad():
-        model.base_model.get_submodule("model.layers.2.mlp.up_proj").base.weight[0, 0] += 1e-6
+        model.base_model.get_parameter("model.layers.2.mlp.up_proj.base.weight")[0, 0] += 1e-6
     assert len(set(before.items()) ^ set(digests(model).items())) == 2
 
 
@@ -104,11 +104,12 @@ def test_logs_trls_metrics(tmp_path: Path) -> None:
 
 def test_losses_and_centering_are_chosen_by_name(tmp_path: Path) -> None:
     losses = {}
-    for name, options in {
+    choices: dict[str, dict[str, Any]] = {
         "prefix": {},
         "final": {"loss": "final"},
         "centered": {"center_rewards_coefficient": 0.5},
-    }.items():
+    }
+    for name, options in choices.items():
         run = trainer(tmp_path / name, eval_strategy="steps", eval_steps=8, **options)
         losses[name] = run.evaluate()["eval_loss"]
     assert len({round(loss, 4) for loss in losses.values()}) == 3

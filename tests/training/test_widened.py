@@ -25,7 +25,7 @@ def run_widened(folder: Path, *, partial: bool = True) -> tuple[Tensor, Tensor]:
     """Logits and final state of the exported checkpoint in transformers' own Llama."""
     model = LlamaForCausalLM.from_pretrained(folder).eval()
 
-    def partial_norm(self: Any, x: Tensor) -> Tensor:
+    def partial_norm(self: Any, x: Tensor) -> Any:
         rms = x[..., :D].square().mean(-1, keepdim=True)  # the one line: [..., :D]
         return self.weight * (x * torch.rsqrt(rms + self.variance_epsilon))
 
@@ -112,7 +112,9 @@ def test_refuses_what_larger_sizes_cannot_say(tmp_path: Path) -> None:
         uneven.export_widened(tmp_path)
     with pytest.raises(ConfigError, match="needs an inserted width"):
         toy_otter(width=0, n_head_kv=0, n_ff=0, heads=(HeadConfig(input="base"),)).export_widened(tmp_path)
-    with pytest.raises(ConfigError, match="hidden size .40. is not a multiple of the number of attention heads .6."):
+    with pytest.raises(
+        ConfigError, match=r"hidden size \(40\) is not a multiple of the number of attention heads \(6\)"
+    ):
         widenable(width=8).export_widened(tmp_path)
     assert not list(tmp_path.iterdir())
 

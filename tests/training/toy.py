@@ -19,8 +19,8 @@ torch.set_num_threads(1)
 _SPECIAL = ["<s>", "</s>"]
 
 
-def toy_base(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
-    """Three layers, width 32, four heads in two groups; weights large enough that every part matters."""
+def toy_base(seed: int = 0, **changes: Any) -> Any:
+    """A LlamaForCausalLM: three layers, width 32, four heads in two groups; weights so large that every part matters."""
     sizes: dict[str, Any] = {
         "vocab_size": 258,
         "hidden_size": 32,
@@ -42,11 +42,11 @@ def toy_base(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     return model
 
 
-def toy_otter(init: Any = "copy", base: LlamaForCausalLM | None = None, **changes: Any) -> OtterModel:
+def toy_otter(init: Any = "copy", base: Any = None, **changes: Any) -> OtterModel:
     """Width 8 at channel 3, one KV head, inner size 12."""
     model = base if base is not None else toy_base()
-    sizes: dict[str, Any] = {"width": 8, "n_head_kv": 1, "n_ff": 12, "state_offset": 3}
-    return insert(model, InsertionConfig.uniform(geometry(model), **{**sizes, **changes}), init, init_std=0.3)
+    sizes: dict[str, Any] = {"width": 8, "n_head_kv": 1, "n_ff": 12, "state_offset": 3, **changes}
+    return insert(model, InsertionConfig.uniform(geometry(model), **sizes), init, init_std=0.3)
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
