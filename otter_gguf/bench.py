@@ -201,7 +201,7 @@ def bench(
 
 def _fitting(options: LoadOptions, what: BenchOptions) -> LoadOptions:
     needed = max(what.n_prompt, what.n_gen + WARM_UP) + 1
-    return dataclasses.replace(options, n_ctx=needed, n_batch=max(options.n_batch, 1), n_seq_max=1)
+    return dataclasses.replace(options, n_ctx=needed, n_seq_max=1)
 
 
 def measure_prefill(pair: Sequence[_native.Context], n_vocab: int, what: BenchOptions) -> Measurement:

@@ -135,13 +135,12 @@ class Text:
         return self.ended
 
     def _forget(self, n_kept: int) -> int:
-        """Drop all but the first tokens of sequence 0; returns how many could be kept."""
+        """Drop all but the first tokens of sequence 0, and every other sequence; returns how many could be kept."""
         self.tokens = []
-        if n_kept:
-            self.context.sequence_keep(0)
-            if self.context.sequence_remove(0, n_kept):
-                return n_kept
-        self.context.clear()
+        self.context.sequence_keep(0)
+        if self.context.sequence_remove(0, n_kept):
+            return n_kept
+        self.context.clear()  # also zeroes the whole cache, which takes as long as a token or two
         return 0
 
     def _feed_head(self, tokens: Int32, position: int, all_rewards: bool) -> Float32:

@@ -75,11 +75,11 @@ class RewardScale:
         low = -1 if self.activation == "tanh" else 0
         return f"{self.shift + self.scale * low:.2g}", f"{self.shift + self.scale:.2g}"
 
-    def legend(self, label: str) -> str:
+    def legend(self) -> str:
         """One line that explains the colours."""
         low, high = self.ends
         bar = "".join(f"{foreground(colour_at(i / 10))}▆" for i in range(11))
-        return f"{terminal_safe(label)} {low} {bar}{RESET} {high}"
+        return f"{low} {bar}{RESET} {high}"
 
 
 def head_of_column(insertion: InsertionConfig, column: int) -> tuple[HeadConfig, int]:

@@ -138,7 +138,7 @@ class Session:
             label = self.llm.reward_labels[self.column]
             parts.append(f"{terminal_safe(label)} {rows[-1][self.column]:+.3f}")
             if self.colour:
-                parts.append(scale.legend(label))
+                parts.append(scale.legend())
         print("  |  ".join(parts), file=sys.stderr)
 
 

@@ -94,7 +94,7 @@ def _write_merged(file: BinaryIO, base: _native.GgufFile, sidecar: _native.GgufF
     digests = _sha256(base_bytes), _sha256(sidecar_bytes)
     header = _merged_header(base, sidecar, digests)
     data_size = base.size - base.data_offset
-    with progress_bar("Merging", data_size + sidecar.size) as bar:
+    with progress_bar("Merging", data_size + sum(tensor.n_bytes for tensor in sidecar.tensors)) as bar:
         file.write(header)
         for chunk in _read_file(base.path, base.data_offset, data_size):
             bar.update(file.write(chunk))

@@ -188,6 +188,36 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     assert target.read_text() == "first"
 
 
+_WITH_CHILD = """
+import subprocess, sys
+from otter_gguf.gguf.atomic import atomic_path
+with atomic_path(sys.argv[1]):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False)
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks that children inherit")
+def test_a_child_that_survives_its_parent_keeps_others_out(tmp_path: Path) -> None:
+    """A converter in a process of its own goes on writing to the temporary file when we are killed."""
+    target = tmp_path / "a.gguf"
+    with subprocess.Popen([sys.executable, "-c", _WITH_CHILD, str(target)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+    with pytest.raises(FileError, match="another process is writing it"):
+        write_gguf(target, VALUES, [])
+    os.kill(child, signal.SIGKILL)
+    for _ in range(200):
+        try:
+            write_gguf(target, VALUES, [])
+            break
+        except FileError:
+            time.sleep(0.05)
+    assert target.read_bytes().startswith(b"GGUF")
+
+
 def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
     target = tmp_path / "a.gguf"
     temporary_name(target).write_text("much longer than the new contents")

@@ -93,7 +93,8 @@ def test_end_of_text_ends_a_guided_text() -> None:
             return Signal.NONE
 
         def scores(self, candidates: Candidates, labels: Sequence[str]) -> Float32:
-            return np.where(candidates.tokens == self.end, np.float32(1), np.float32(0))
+            scores: Float32 = (candidates.tokens == self.end).astype(np.float32)
+            return scores
 
     with load() as llm:
         out = llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=EndAfter(llm.model.eos_token))

@@ -1,0 +1,38 @@
+"""The code in the documents runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from otter_gguf.options import LoadOptions, SamplingOptions
+from tests.synthetic_models import pair
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["python-api.md", "guidance.md"])
+def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = pair()
+    shutil.copy(files.base, tmp_path / "base.gguf")
+    shutil.copy(files.otter, tmp_path / "harmless.otter.gguf")
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(name)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
+
+
+@pytest.mark.parametrize("options", [LoadOptions, SamplingOptions])
+def test_every_option_is_described(options: type) -> None:
+    text = (DOCS / "python-api.md").read_text(encoding="utf-8")
+    missing = [field for field in options.__dataclass_fields__ if f"`{field}`" not in text]  # type: ignore[attr-defined]
+    assert not missing
