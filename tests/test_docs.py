@@ -28,7 +28,7 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(blocks) >= 2
     names: dict[str, object] = {"__name__": "docs"}
     for block in blocks:
-        exec(compile(block, name, "exec"), names)
+        exec(compile(block, name, "exec", dont_inherit=True), names)
 
 
 @pytest.mark.parametrize("options", [LoadOptions, SamplingOptions])

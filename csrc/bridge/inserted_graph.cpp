@@ -125,7 +125,7 @@ void inserted_graph::on_result_norm(ggml_tensor * y) {
 
     ggml_tensor * y_ins = nullptr;
     if (part.output_norm != nullptr) {
-        y_ins = build_partial_norm({ y, residual_of(y), state, part.output_norm });
+        y_ins = build_partial_norm({ y, residual_of(y), state, part.output_norm }, part.n_layer - 1);
     }
 
     ggml_tensor * row = build_heads(y, y_ins);
@@ -181,14 +181,14 @@ ggml_tensor * inserted_graph::build_norm_mul_mat(ggml_tensor * w, const norm_inp
     if (fused(w, in.y->ne[1], il)) {
         return cpu_norm_mul_mat(ctx0, w, in, part.norm);
     }
-    return ggml_mul_mat(ctx0, w, build_norm_concat(in, il));
+    return build_concat_mul_mat(w, in.y, build_partial_norm(in, il), il);
 }
 
 ggml_tensor * inserted_graph::build_norm_swiglu(ggml_tensor * w, const norm_input & in, int il) {
     if (fused(w, in.y->ne[1], il)) {
         return cpu_norm_swiglu(ctx0, w, in, part.norm);
     }
-    return ggml_swiglu(ctx0, ggml_mul_mat(ctx0, w, build_norm_concat(in, il)));
+    return ggml_swiglu(ctx0, build_concat_mul_mat(w, in.y, build_partial_norm(in, il), il));
 }
 
 ggml_tensor * inserted_graph::build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b,
@@ -196,25 +196,31 @@ ggml_tensor * inserted_graph::build_concat_mul_mat_add(ggml_tensor * w, ggml_ten
     if (fused(w, a->ne[1], il)) {
         return cpu_concat_mul_mat_add(ctx0, w, a, b, residual);
     }
-    return ggml_add(ctx0, ggml_mul_mat(ctx0, w, build_concat(a, b, il)), residual);
+    return ggml_add(ctx0, build_concat_mul_mat(w, a, b, il), residual);
 }
 
-ggml_tensor * inserted_graph::build_norm_concat(const norm_input & in, int il) {
+// y' = w' * h' / sqrt(mean(h^2) + eps); where there is no node of our own, from operations that every backend has
+ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in, int il) {
     if (on_cpu(il)) {
-        return cpu_norm_concat(ctx0, in, part.norm);
+        return cpu_partial_norm(ctx0, in, part.norm);
     }
-    return ggml_concat(ctx0, in.y, build_partial_norm(in), 0);
-}
-
-// y' = w' * h' / sqrt(mean(h^2) + eps), from operations that every backend has
-ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in) {
     ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, in.h));
     cur = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, 1.0f/float(in.h->ne[0]), part.norm.eps));
     return ggml_mul(ctx0, ggml_div(ctx0, in.h_ins, cur), in.w_ins);
 }
 
-ggml_tensor * inserted_graph::build_concat(ggml_tensor * a, ggml_tensor * b, int il) {
-    return on_cpu(il) ? cpu_concat(ctx0, a, b) : ggml_concat(ctx0, a, b, 0);
+// w @ [a, b]. A long prompt's activations are worth not copying: where the rows of w can be cut, as two products.
+ggml_tensor * inserted_graph::build_concat_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, int il) {
+    if (!on_cpu(il)) {
+        return ggml_mul_mat(ctx0, w, ggml_concat(ctx0, a, b, 0));
+    }
+    const int64_t block = ggml_blck_size(w->type);
+    if (!cpu_readable(w) || a->ne[0] % block != 0 || b->ne[0] % block != 0) {
+        return ggml_mul_mat(ctx0, w, cpu_concat(ctx0, a, b));
+    }
+    ggml_tensor * w_a = ggml_view_2d(ctx0, w, a->ne[0], w->ne[1], w->nb[1], 0);
+    ggml_tensor * w_b = ggml_view_2d(ctx0, w, b->ne[0], w->ne[1], w->nb[1], ggml_row_size(w->type, a->ne[0]));
+    return ggml_add(ctx0, ggml_mul_mat(ctx0, w_a, a), ggml_mul_mat(ctx0, w_b, b));
 }
 
 bool inserted_graph::on_cpu(int il) const {

@@ -43,10 +43,8 @@ private:
     ggml_tensor * build_norm_mul_mat(ggml_tensor * w, const norm_input & in, int il);
     ggml_tensor * build_norm_swiglu (ggml_tensor * w, const norm_input & in, int il);
     ggml_tensor * build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, ggml_tensor * residual, int il);
-    ggml_tensor * build_norm_concat(const norm_input & in, int il);
-    ggml_tensor * build_partial_norm(const norm_input & in);
-    ggml_tensor * build_split_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b);
-    ggml_tensor * build_concat(ggml_tensor * a, ggml_tensor * b, int il);
+    ggml_tensor * build_partial_norm(const norm_input & in, int il);
+    ggml_tensor * build_concat_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, int il);
 
     bool on_cpu(int il) const;
     bool fused(const ggml_tensor * w, int64_t n_columns, int il) const;

@@ -115,13 +115,10 @@ packed_input pack_norm_input(const ggml_tensor * dst, const norm_params & norm) 
     return input;
 }
 
-void compute_norm_concat(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * y = dst->src[0];
-
+void compute_partial_norm(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const row_range tokens(dst->ne[1], ith, nth);
     for (int64_t i = tokens.begin; i < tokens.end; ++i) {
-        memcpy(column(dst, i), column(y, i), size_t(y->ne[0])*sizeof(float));
-        norm_inserted(column(dst, i) + y->ne[0], dst->src[1], dst->src[2], dst->src[3], i,
+        norm_inserted(column(dst, i), dst->src[0], dst->src[1], dst->src[2], i,
                 static_cast<const norm_params *>(userdata)->eps);
     }
 }
@@ -192,9 +189,9 @@ ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_te
 
 } // namespace
 
-ggml_tensor * cpu_norm_concat(ggml_context * ctx, const norm_input & in, const norm_params & norm) {
-    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, in.y->ne[0] + in.h_ins->ne[0], in.y->ne[1], args, compute_norm_concat, &norm);
+ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const norm_params & norm) {
+    ggml_tensor * args[] = { in.h, in.h_ins, in.w_ins };
+    return custom(ctx, in.h_ins->ne[0], in.h->ne[1], args, compute_partial_norm, &norm);
 }
 
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm) {

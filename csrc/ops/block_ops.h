@@ -23,8 +23,8 @@ struct norm_input {
     ggml_tensor * w_ins; // [e]
 };
 
-// [y, y'] -> [d+e, T]
-ggml_tensor * cpu_norm_concat(ggml_context * ctx, const norm_input & in, const norm_params & norm);
+// y' -> [e, T]
+ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const norm_params & norm);
 
 // weight @ [y, y'] -> [rows, T]
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm);

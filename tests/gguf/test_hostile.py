@@ -437,7 +437,7 @@ BASES: dict[str, tuple[Build, str]] = {
     "empty merge": (key("tokenizer.ggml.merges", "arr[str]", ["a b", ""], toy_gpt2), "merges' holds ''"),
     "merges as u32": (key("tokenizer.ggml.merges", "arr[u32]", [1], toy_gpt2), "'tokenizer.ggml.merges'"),
     "Phi-3 in name only": (key("general.name", "str", "My Phi-3"), "has no token '<|endoftext|>'"),
-    "extra precision": (key("general.tensor_extra.name", "arr[str]", ["x"]), "'general.tensor_extra.prec_a4' is missing"),
+    "extra precision": (key("general.tensor_extra.name", "arr[str]", ["x"]), "'general.tensor_extra.prec_a4' is"),
     "no BOS to add": (lambda: few_tokens(), "'tokenizer.ggml.bos_token_id' is missing"),
     "embedding of other rows": (shaped("token_embd.weight", (64, 260)), "'token_embd.weight' has 260 rows"),
     "embedding turned": (shaped("token_embd.weight", (259, 64)), "'token_embd.weight' has 64 rows"),
