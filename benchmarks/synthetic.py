@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from otter_gguf import _native
 from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
 from otter_gguf.errors import OtterError
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.gguf.encoding import KeyValue
+from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
 from otter_gguf.gguf.sidecar import expected_tensors, stays_float32
@@ -34,7 +35,7 @@ Float32 = npt.NDArray[np.float32]
 POOL_VALUES = 1 << 20
 CHUNK_BYTES = 16 << 20
 FLOAT_TYPES = ("F32", "F16", "BF16")
-FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 """What llama-quantize takes where a row is no multiple of 256."""
 
 
@@ -78,7 +79,7 @@ class Tensor:
 
 def block_values(type: str) -> int:
     """Values of one block of a type."""
-    return 32 if type in FLOAT_TYPES or "_K" not in type else 256
+    return 256 if type.endswith("_K") or type == "IQ4_XS" else 32
 
 
 class Pools:
@@ -279,8 +280,9 @@ def insertion(geometry: Geometry, args: argparse.Namespace) -> InsertionConfig:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--geometry", choices=GEOMETRIES, default="tiny", help="(default: %(default)s)")
-    parser.add_argument("--type", type=str.upper, default="Q4_0", help="weights of the base (default: %(default)s)")
-    parser.add_argument("--otter-type", type=str.upper, default="Q8_0", help="of the sidecar (default: %(default)s)")
+    weights: Any = {"type": str.upper, "choices": TENSOR_TYPES, "metavar": "TYPE"}
+    parser.add_argument("--type", default="Q4_0", help="weights of the base (default: %(default)s)", **weights)
+    parser.add_argument("--otter-type", default="Q8_0", help="of the sidecar (default: %(default)s)", **weights)
     parser.add_argument("--width", type=int, default=64, help="inserted residual channels e (default: %(default)s)")
     parser.add_argument("--kv-heads", type=int, default=1, help="inserted KV heads of a layer (default: %(default)s)")
     parser.add_argument("--inner", type=int, default=256, help="inserted FFN size of a layer (default: %(default)s)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from otter_gguf import _native
 from otter_gguf.config import InsertionConfig
-from otter_gguf.errors import FileError, MismatchError, UnsupportedError
+from otter_gguf.errors import ConfigError, FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
@@ -56,15 +56,14 @@ def insertion_from(data: object, path: Path) -> InsertionConfig:
         raise FileError(f"{path}: the insertion is missing")
     try:
         config = InsertionConfig.from_dict(data)
-    except (TypeError, ValueError) as error:  # ConfigError among them
+    except ConfigError as error:
         raise FileError(f"{path}: {error}") from None
     sizes = [config.width, config.state_offset, *config.n_head_kv, *config.n_ff, *dataclasses.astuple(config.base)[1:]]
-    texts = [config.base.architecture, *(label for head in config.heads for label in head.labels)]
     scales = [number for head in config.heads for number in (*head.scale, *head.shift)]
-    if not all(type(size) is int and size < 2**32 for size in sizes):
-        raise FileError(f"{path}: insertion: sizes must be whole numbers below 2**32")
-    if not all(isinstance(text, str) for text in texts) or any(abs(number) > _F32_MAX for number in scales):
-        raise FileError(f"{path}: insertion: architecture and labels must be strings, scales and shifts fit float32")
+    if not all(size < 2**32 for size in sizes):
+        raise FileError(f"{path}: insertion: sizes must be below 2**32")
+    if not isinstance(config.base.architecture, str) or any(abs(number) > _F32_MAX for number in scales):
+        raise FileError(f"{path}: insertion: architecture must be a string, scales and shifts fit float32")
     return config
 
 

@@ -23,6 +23,12 @@ Activation = Literal["none", "sigmoid", "tanh"]
 
 MAX_LAYERS = 512
 _HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
+MAX_LABEL = 64
+
+
+def is_head_name(name: object) -> bool:
+    """Whether a head may be called so: its name is part of keys and tensor names, and stands in messages."""
+    return isinstance(name, str) and _HEAD_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,9 @@ class BaseGeometry:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.name != "architecture" and getattr(self, field.name) < 1:
-                raise ConfigError(f"base geometry: {field.name} is {getattr(self, field.name)}, expected at least 1")
+            size = getattr(self, field.name)
+            if field.name != "architecture" and (type(size) is not int or size < 1):
+                raise ConfigError(f"base geometry: {field.name} is {size!r}, expected a whole number of at least 1")
         if self.n_layer > MAX_LAYERS:
             raise ConfigError(f"base geometry: n_layer is {self.n_layer}, expected at most {MAX_LAYERS}")
         if self.n_head % self.n_head_kv != 0:
@@ -82,10 +89,14 @@ class HeadConfig:
     """Calibration, one a label; empty = all 0."""
 
     def __post_init__(self) -> None:
-        if not _HEAD_NAME.fullmatch(self.name):
+        if not is_head_name(self.name):
             raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"head {self.name!r}: labels must be unique and at least one")
+        if not all(
+            isinstance(label, str) and label.isprintable() and 0 < len(label) <= MAX_LABEL for label in self.labels
+        ):
+            raise ConfigError(f"head {self.name!r}: labels must be printable, of 1 to {MAX_LABEL} characters")
         if self.input not in ("inserted", "base", "both"):
             raise ConfigError(f"head {self.name!r}: input {self.input!r}, expected inserted, base or both")
         if self.activation not in ("none", "sigmoid", "tanh"):
@@ -132,19 +143,20 @@ class InsertionConfig:
             sizes = getattr(self, name)
             if len(sizes) != base.n_layer:
                 problems.append(f"{name} has {len(sizes)} entries, the base has {base.n_layer} layers")
-            if any(size < 0 for size in sizes):
-                problems.append(f"{name} has a negative entry")
-        if self.width < 0:
-            problems.append(f"width is {self.width}, expected 0 or more")
+            if not all(type(size) is int and size >= 0 for size in sizes):
+                problems.append(f"{name} has an entry that is no whole number of 0 or more")
+        for name in ("width", "state_offset"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 0:
+                return [*problems, f"{name} is {size!r}, expected a whole number of 0 or more"]
         if self.width == 0 and (any(self.n_head_kv) or any(self.n_ff) or self.state_source == "table"):
             problems.append("width is 0, but heads, FFN or a table are inserted")
         if self.state_source not in ("slice", "table"):
             problems.append(f"state source {self.state_source!r}, expected slice or table")
-        if self.state_offset < 0 or self.state_offset + self.width > base.n_embd:
-            if self.state_source == "slice":
-                problems.append(
-                    f"slice of {self.width} channels at {self.state_offset} does not fit the base's {base.n_embd}"
-                )
+        if self.state_source == "slice" and self.state_offset + self.width > base.n_embd:
+            problems.append(
+                f"slice of {self.width} channels at {self.state_offset} does not fit the base's {base.n_embd}"
+            )
         if not self.heads:
             problems.append("no head: nothing would be predicted")
         if len({head.name for head in self.heads}) != len(self.heads):
@@ -202,5 +214,7 @@ class InsertionConfig:
             fields["base"] = BaseGeometry(**fields["base"])
             fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
             return cls(**fields)
-        except (TypeError, KeyError) as error:
+        except ConfigError:
+            raise
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"insertion configuration: {error}") from None

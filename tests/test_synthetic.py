@@ -21,7 +21,7 @@ def generate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_every_type_loads_and_gives_sane_logits(type: str) -> None:
     with load(pair(type)) as llm:
         llm.create_completion(TEXT, max_tokens=3, temperature=0)
@@ -50,12 +50,18 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert first == second != third
 
 
-@pytest.mark.parametrize("arguments", [["--type", "Q9"], ["--width", "4000"], ["--width", "-1"]])
+@pytest.mark.parametrize("arguments", [["--width", "4000"], ["--width", "-1"], ["--labels", "a,a"]])
 def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str]) -> None:
     run = generate(tmp_path, *arguments)
     assert run.returncode == 2
     assert run.stderr.startswith("synthetic: ")
     assert run.stderr.count("\n") == 1
+
+
+def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    run = generate(tmp_path, "--type", "Q9")
+    assert run.returncode == 2
+    assert "invalid choice: 'Q9'" in run.stderr
 
 
 @pytest.mark.parametrize("name", ["1b", "8b"])

@@ -56,6 +56,7 @@ class InsertOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.description = f"{HELP}; writes an adapter folder."
     parser.add_argument("--base", required=True, metavar="DIR", help="Hugging Face model: folder or Hub name")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     add_insert_arguments(parser)

@@ -1,7 +1,7 @@
 """Give the rewards of texts that are there already: one JSON object a line on stdout.
 
-FILE is JSON lines with "text", "prompt" and "response", or "prompt", "chosen" and "rejected" (TRL's preference
-columns); other columns are passed through. -p and -f score one plain text.
+FILE is JSON lines with "text", "prompt" and "response", or "chosen" and "rejected" with or without "prompt" (TRL's
+preference columns); other columns are passed through. -p and -f score one plain text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HELP = "rewards of given texts, JSON lines in and out"
 
 Row = dict[str, Any]
+
+KINDS: tuple[tuple[str, ...], ...] = (("text",), ("prompt", "response"), ("chosen", "rejected"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +59,8 @@ def score_row(llm: Otter, row: Row, *, with_tokens: bool) -> Row:
     """The row with its rewards: ``reward`` and ``rewards`` by label; for a pair ``chosen_reward``, ``rejected_reward``
     and ``margin``."""
     if "chosen" in row:
-        chosen = llm.score(row["prompt"], row["chosen"])
-        rejected = llm.score(row["prompt"], row["rejected"])
+        prompt = row.get("prompt", "")
+        chosen, rejected = llm.score(prompt, row["chosen"]), llm.score(prompt, row["rejected"])
         result = {**row, **_fields("chosen_", chosen, with_tokens), **_fields("rejected_", rejected, with_tokens)}
         result["margin"] = chosen.reward - rejected.reward
         return result
@@ -93,16 +95,15 @@ def parse_row(line: str, where: str) -> Row:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise FileError(f"{where}no JSON: {error}") from None
-    kinds: tuple[tuple[str, ...], ...] = (("text",), ("prompt", "response"), ("prompt", "chosen", "rejected"))
     if not isinstance(row, dict):
         raise FileError(f"{where}expected an object, found {type(row).__name__}")
-    for columns in kinds:
+    for columns in KINDS:
         if all(column in row for column in columns):
-            wrong = [column for column in columns if not isinstance(row[column], str)]
+            wrong = [column for column in ("prompt", *columns) if not isinstance(row.get(column, ""), str)]
             if wrong:
                 raise FileError(f"{where}{', '.join(wrong)} must be text (no list of messages)")
             return row
-    raise FileError(f'{where}expected "text", "prompt" + "response", or "prompt" + "chosen" + "rejected"')
+    raise FileError(f'{where}expected "text", "prompt" + "response", or "chosen" + "rejected" (+ "prompt")')
 
 
 def _where(args: argparse.Namespace, number: int) -> str:

@@ -76,6 +76,7 @@ class TrainOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.description = f"{HELP}; writes an adapter folder."
     parser.add_argument("adapter", nargs="?", type=Path, metavar="ADAPTER", help="adapter folder to start from")
     parser.add_argument("--base", metavar="DIR", help="Hugging Face model; without ADAPTER a fresh insertion is made")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL with prompt, chosen, rejected")
@@ -167,12 +168,17 @@ def _tokenizer(model: OtterModel) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, TypeError) as error:
         raise FileError(f"{model.base_name}: cannot load the tokenizer: {str(error).splitlines()[0]}") from None
+    # What some versions of transformers make of a folder without a tokenizer.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise FileError(f"{model.base_name}: cannot load the tokenizer: it has no vocabulary")
     return tokenizer
 
 
 def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:
     from ..training import TrainConfig
 
+    renamed = "activation_checkpointing" in TrainConfig.__dataclass_fields__  # in the course of transformers 5
+    recompute: Any = "activation_checkpointing" if renamed else "gradient_checkpointing"
     return TrainConfig(
         output_dir=str(args.output),
         num_train_epochs=options.epochs,
@@ -192,7 +198,7 @@ def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:
         save_steps=options.save_steps,
         save_total_limit=options.keep,
         bf16=options.bf16,
-        activation_checkpointing=options.recompute,
         use_cpu=options.cpu,
         seed=options.seed,
+        **{recompute: options.recompute},
     )

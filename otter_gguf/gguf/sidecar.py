@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .. import _native
-from ..config import BaseGeometry, HeadConfig, InsertionConfig
+from ..config import BaseGeometry, HeadConfig, InsertionConfig, is_head_name
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
@@ -86,6 +86,8 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
         raise FileError(f"{file.path}: no Otter sidecar and no merged file (key {keys.ADAPTER_TYPE} is not 'otter')")
     _check_version(file)
     head_names = _read(file, (keys.HEADS,))[keys.HEADS]
+    if not all(map(is_head_name, head_names)):  # they become part of keys, and of messages on a terminal
+        raise FileError(f"{file.path}: key {keys.HEADS.name} holds a name other than 1 to 16 of a-z, 0-9, _")
     wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
     wanted += [head_key(key, name) for name in head_names for key in keys.HEAD_KEYS]
     values = _read(file, wanted)

@@ -62,9 +62,7 @@ def _sizes(base: _BaseHeads) -> tuple[int, int, int]:
 def _model_attention(module: nn.Module, config: PreTrainedConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The function that the unmodified module would call: each model's file has its own eager one."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    attend: Callable[..., tuple[Tensor, Tensor | None]] = AttentionInterface().get_interface(
-        config._attn_implementation, eager
-    )
+    attend: Callable[..., tuple[Tensor, Tensor | None]] = AttentionInterface().get(config._attn_implementation, eager)
     return attend
 
 

@@ -214,6 +214,10 @@ class OtterModel(nn.Module):
         """As the base model's method: recompute each layer in the backward pass instead of keeping activations."""
         self.base_model.activation_checkpointing_enable(**kwargs)
 
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The same under the name that transformers had for it at first."""
+        self.base_model.gradient_checkpointing_enable(**kwargs)
+
     def inserted_parameters(self) -> dict[str, nn.Parameter]:
         """Every inserted tensor by its name in the adapter checkpoint, in data-flow order."""
         return {

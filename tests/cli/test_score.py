@@ -18,6 +18,7 @@ ROWS = [
     {"text": "The otter eats."},
     {"prompt": "The otter", "response": " sleeps.", "id": 7},
     {"prompt": "The otter", "chosen": " is kind.", "rejected": " is mean."},
+    {"chosen": "Kind otter.", "rejected": "Mean otter."},
 ]
 
 
@@ -43,7 +44,7 @@ def test_scores_every_kind_of_row(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert rows[1]["id"] == 7
         assert rows[2]["chosen_reward"] == llm.score("The otter", " is kind.").reward
     assert rows[2]["margin"] == rows[2]["chosen_reward"] - rows[2]["rejected_reward"]
-    assert err.startswith("1 pairs: accuracy ")
+    assert err.startswith("2 pairs: accuracy ")
 
 
 def test_tokens_on_demand(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_stdin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         ('{"prompt": "a"}', "expected"),
         ('{"text": 1}', "text must be text"),
         ('{"prompt": [], "response": "a"}', "prompt must be text"),
+        ('{"prompt": 1, "chosen": "a", "rejected": "b"}', "prompt must be text"),
         ('{"prompt": "a", "chosen": "b"}', "expected"),
     ],
 )

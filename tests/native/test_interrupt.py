@@ -16,7 +16,7 @@ from tests.native.test_non_disruption import CONFIG, make
 LONG = 20000
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by the signal handler, as KeyboardInterrupt is by Python's own."""
 
 
@@ -30,7 +30,7 @@ def alarm() -> Iterator[None]:
     """A signal 0.3 s from now, whose handler raises."""
 
     def handler(*_: object) -> None:
-        raise Stop
+        raise StopError
 
     previous = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -46,7 +46,7 @@ def test_a_signal_stops_the_call_and_leaves_the_cache_as_it_was(
     tokens = random_tokens(LONG)
     feed(context, tokens[:10], outputs=False)
     request.getfixturevalue("alarm")
-    with pytest.raises(Stop):  # noqa: PT012 - either call
+    with pytest.raises(StopError):  # noqa: PT012 - either call
         if call == "score":
             context.score(tokens, position=10)
         else:

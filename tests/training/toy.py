@@ -20,7 +20,7 @@ _SPECIAL = ["<s>", "</s>"]
 
 
 def toy_base(seed: int = 0, **changes: Any) -> Any:
-    """A LlamaForCausalLM: three layers, width 32, four heads in two groups; weights so large that every part matters."""
+    """A LlamaForCausalLM: three layers, width 32, four heads in two groups; weights so large that all parts matter."""
     sizes: dict[str, Any] = {
         "vocab_size": 258,
         "hidden_size": 32,

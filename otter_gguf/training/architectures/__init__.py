@@ -53,7 +53,9 @@ class Architecture:
     norm_epsilon: str
     """Attribute of a norm module that holds its epsilon."""
     widened_config: Callable[[BaseGeometry, int, int, int], dict[str, Any]]
-    """Configuration fields of a widened checkpoint, from (base, inserted width, KV heads, inner size)."""
+    """Configuration fields of a widened checkpoint, from (base, inserted width, KV heads, inner size).
+
+    ``ConfigError`` for sizes that transformers refuses."""
 
 
 def supported() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import BaseGeometry
+from ...errors import ConfigError
 from . import Architecture, SubLayer
 
 
@@ -22,9 +23,16 @@ def _geometry(config: Any) -> BaseGeometry:
 
 
 def _widened_config(base: BaseGeometry, width: int, n_head_kv: int, n_ff: int) -> dict[str, Any]:
+    hidden_size, n_head = base.n_embd + width, base.n_head + base.group * n_head_kv
+    if hidden_size % n_head:
+        # transformers insists on it, although head_dim says the head size.
+        raise ConfigError(
+            f"a widened Llama needs a hidden size that is a multiple of its heads: {hidden_size} with {n_head};"
+            " choose another width"
+        )
     return {
-        "hidden_size": base.n_embd + width,
-        "num_attention_heads": base.n_head + base.group * n_head_kv,
+        "hidden_size": hidden_size,
+        "num_attention_heads": n_head,
         "num_key_value_heads": base.n_head_kv + n_head_kv,
         "head_dim": base.head_dim,
         "intermediate_size": base.n_ff + n_ff,
