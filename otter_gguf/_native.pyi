@@ -156,7 +156,8 @@ class Context:
     """
     def __init__(self, model: Model, *, n_ctx: int = 512, n_batch: int = 2048, n_ubatch: int = 512, n_seq_max: int = 1,
                  n_outputs_max: int = 0, n_threads: int = 0, n_threads_batch: int = 0, type_k: str = "f16",
-                 type_v: str = "f16", flash_attn: str = "auto", offload_kqv: bool = True, rewards: bool = True) -> None: ...
+                 type_v: str = "f16", flash_attn: str = "auto", offload_kqv: bool = True,
+                 rewards: bool = True) -> None: ...
     @property
     def n_ctx(self) -> int: ...
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +25,8 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copy(files.base, tmp_path / "base.gguf")
     shutil.copy(files.otter, tmp_path / "harmless.otter.gguf")
     monkeypatch.chdir(tmp_path)
+    # Several threads wait for each other by spinning, which is slow where other tests run beside this one.
+    monkeypatch.setattr("otter_gguf.model.LoadOptions", functools.partial(LoadOptions, n_threads=1))
     blocks = python_blocks(name)
     assert len(blocks) >= 2
     names: dict[str, object] = {"__name__": "docs"}

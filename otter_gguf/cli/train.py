@@ -178,7 +178,8 @@ def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:
     from ..training import TrainConfig
 
     renamed = "activation_checkpointing" in TrainConfig.__dataclass_fields__  # in the course of transformers 5
-    recompute: Any = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    recompute: dict[str, Any] = {name: options.recompute}
     return TrainConfig(
         output_dir=str(args.output),
         num_train_epochs=options.epochs,
@@ -200,5 +201,5 @@ def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:
         bf16=options.bf16,
         use_cpu=options.cpu,
         seed=options.seed,
-        **{recompute: options.recompute},
+        **recompute,
     )

@@ -89,7 +89,7 @@ def test_bad_rows_name_their_line(line: str, word: str) -> None:
 def test_nothing_is_scored_if_a_row_is_bad(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, rows, err = score(capsys, write(tmp_path, [*ROWS, {"txt": "a"}]))
     assert (code, rows) == (2, [])
-    assert "line 4" in err
+    assert "line 5" in err
     assert err.count("\n") == 1
 
 

@@ -12,7 +12,7 @@ from otter_gguf import _native
 from otter_gguf.errors import ConfigError, ContextFullError, EngineError
 from otter_gguf.gguf.sidecar import to_native_spec
 from tests.gguf.toy_files import insertion
-from tests.native.helpers import feed, open_base, open_otter, random_tokens
+from tests.native.helpers import Float32, feed, open_base, open_otter, random_tokens
 from tests.native.test_non_disruption import CONFIG, make
 
 
@@ -36,7 +36,7 @@ def test_bad_batches_are_refused(files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="expected 1 to n_batch"):
         feed(context, random_tokens(129))
     with pytest.raises(ConfigError, match="of one length"):
-        context.decode(*(np.zeros(n, np.int32) for n in (2, 1, 2)), np.ones(2, np.bool_))  # type: ignore[arg-type]
+        context.decode(np.zeros(2, np.int32), np.zeros(1, np.int32), np.zeros(2, np.int32), np.ones(2, np.bool_))
     feed(context, [5])  # none of it broke the context
     assert context.logits().shape == (1, 288)
 
@@ -119,7 +119,7 @@ def test_one_context_from_two_threads_is_a_typed_error(files: tuple[Path, Path])
 def test_contexts_of_their_own_run_in_parallel(files: tuple[Path, Path]) -> None:
     tokens = random_tokens(200)
     contexts = [open_otter(*files, CONFIG) for _ in range(4)]
-    results: dict[int, np.ndarray] = {}  # type: ignore[type-arg]
+    results: dict[int, Float32] = {}
 
     def score(i: int) -> None:
         results[i] = contexts[i].score(tokens)

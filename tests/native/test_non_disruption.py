@@ -100,7 +100,7 @@ def test_identical_after_copy_removal_and_several_sequences(tmp_path: Path) -> N
         context.sequence_keep(1)
         feed(context, tokens[50:60], 35, sequences=1)
         logits.append(np.concatenate([siblings, branch, context.logits()]))
-    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], logits[1])
 
 
 def test_rewards_follow_their_sequence(tmp_path: Path) -> None:

@@ -50,12 +50,13 @@ def torch_base() -> LlamaForCausalLM:
             num_key_value_heads=GEOMETRY.n_head_kv,
             head_dim=GEOMETRY.head_dim,
             rms_norm_eps=1e-5,
-            rope_theta=10000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=False,
         )
     )
     model.load_state_dict({name: torch.from_numpy(values) for name, values in base_tensors().items()})
-    return model.eval()
+    model.eval()
+    return model
 
 
 def make(folder: Path, config: InsertionConfig, init: Any = "normal") -> tuple[OtterModel, Path, Path]:
