@@ -1,7 +1,12 @@
-"""Training of the demo's base model: a small Llama on packed stories, float32, one core, deterministic.
+"""Training of the demo's base model: a small Llama on single stories, float32, one core, deterministic.
 
-Matrices inside the layers learn by Muon (Jordan et al. 2024, as torch ships it), embedding and norms by AdamW: at this
-size Muon needs about half the tokens that AdamW alone needs.
+What makes it learn in half an hour on one core:
+
+- Attention starts as a copying device: value and output maps are each other's transpose, so that attending to a name
+  makes that name more probable from the first step on (after Trockman and Kolter 2023, arXiv 2305.09828). From a
+  random start the model still mixed up the characters after 2.5 million tokens; now it does not.
+- A sequence is one story, as at run time; other stories in the same window would only distract.
+- Matrices inside the layers learn by Muon (Jordan et al. 2024, as torch ships it), embedding and norms by AdamW.
 """
 
 from __future__ import annotations
@@ -11,13 +16,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-WINDOW = 256  # tokens a training sequence: about three stories
-BATCH = 8
-WARMUP = 50
-MUON_RATE, ADAM_RATE = 0.025, 0.006
+BATCH = 24  # stories
+BUCKET = 16  # batches that are cut from stories sorted by length, so that little is padded
+WARMUP = 30
+MUON_RATE, ADAM_RATE = 0.006, 0.004
+COPY_STRENGTH = 0.3
+_IGNORED = -100  # cross_entropy's value for positions without a target
 
 
 def geometry(tokenizer: LlamaTokenizer) -> LlamaConfig:
@@ -39,29 +47,32 @@ def geometry(tokenizer: LlamaTokenizer) -> LlamaConfig:
     )
 
 
-def pack(texts: Iterable[str], tokenizer: LlamaTokenizer) -> torch.Tensor:
-    """Windows of token ids (n, WINDOW + 1) from the stream ``<s> story </s> <s> story </s> …``."""
-    eos = tokenizer.eos_token_id
-    stream = [token for ids in tokenizer(list(texts)).input_ids for token in (*ids, eos)]
-    n_windows = (len(stream) - 1) // WINDOW
-    tokens = torch.tensor(stream[: n_windows * WINDOW + 1])
-    return tokens.unfold(0, WINDOW + 1, WINDOW)
+def make_batches(texts: Iterable[str], tokenizer: LlamaTokenizer, seed: int) -> list[Tensor]:
+    """Batches of ``<s> story </s>`` as ids (BATCH, longest), padded on the right with ``_IGNORED``; shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    stories = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer(list(texts)).input_ids]
+    batches = []
+    for begin in range(0, len(stories), BATCH * BUCKET):
+        bucket = sorted(stories[begin : begin + BATCH * BUCKET], key=len)
+        for first in range(0, len(bucket), BATCH):
+            rows = bucket[first : first + BATCH]
+            batches.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_IGNORED))
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def train_base(windows: torch.Tensor, tokenizer: LlamaTokenizer, folder: Path, seed: int) -> float:
-    """One pass over the windows; saves the model beside the tokenizer and returns the mean loss of the last tenth."""
+def train_base(batches: list[Tensor], tokenizer: LlamaTokenizer, folder: Path, seed: int) -> float:
+    """One pass; saves the model beside the tokenizer and returns the mean loss of the last tenth, nats a token."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(geometry(tokenizer))
+    start_by_copying(model)
     optimizers = _optimizers(model)
-    batches = torch.split(windows[torch.randperm(len(windows))], BATCH)
     losses: list[float] = []
     for step, batch in enumerate(progress := tqdm(batches, desc="base", unit="step")):
-        rate = _rate(step, len(batches))
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = peak * rate
-        logits = model(batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+                group["lr"] = peak * _rate(step, len(batches))
+        logits = model(batch[:, :-1].clamp(min=0)).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), ignore_index=_IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, _ in optimizers:
             optimizer.step()
@@ -71,6 +82,19 @@ def train_base(windows: torch.Tensor, tokenizer: LlamaTokenizer, folder: Path, s
     model.save_pretrained(folder)
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
+
+
+@torch.no_grad()
+def start_by_copying(model: LlamaForCausalLM) -> None:
+    """Each KV head reads a subspace of its own, and the output map of its query heads writes it back where it was."""
+    config = model.config
+    group = config.num_attention_heads // config.num_key_value_heads
+    for layer in model.model.layers:
+        value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        subspaces = torch.linalg.qr(torch.randn(config.hidden_size, config.hidden_size))[0][: value.shape[0]]
+        value.copy_(subspaces)
+        per_head = subspaces.view(config.num_key_value_heads, config.head_dim, -1).repeat_interleave(group, dim=0)
+        output.copy_(COPY_STRENGTH * per_head.flatten(0, 1).T)
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -84,7 +108,7 @@ def _optimizers(model: LlamaForCausalLM) -> list[tuple[torch.optim.Optimizer, fl
 
 
 def _rate(step: int, total: int) -> float:
-    """Share of the peak learning rate: linear warm-up, cosine to a tenth."""
+    """Share of the peak learning rate: linear warm-up, cosine to a twentieth."""
     if step < WARMUP:
         return (step + 1) / WARMUP
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))
+    return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, total - WARMUP)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from otter_gguf.converters.adapter import convert_adapter
 from otter_gguf.converters.base import convert_base
 
-from benchmarks.demo_model.base import pack, train_base
+from benchmarks.demo_model.base import make_batches, train_base
 from benchmarks.demo_model.insertion import train_insertion
 from benchmarks.demo_model.stories import corpus, preference_pairs
 from benchmarks.demo_model.tokenizer import train_tokenizer
@@ -28,7 +28,7 @@ def build_base(folder: Path, stories: int) -> None:
     """Tokenizer and base model as a Hugging Face folder."""
     texts = [story.text for story in corpus(BASE_SEED, stories)]
     tokenizer = train_tokenizer(texts[:TOKENIZER_STORIES], folder)
-    loss = train_base(pack(texts, tokenizer), tokenizer, folder, BASE_SEED)
+    loss = train_base(make_batches(texts, tokenizer, BASE_SEED), tokenizer, folder, BASE_SEED)
     print(f"base: {stories} stories, final loss {loss:.3f} nats a token", file=sys.stderr)
 
 

@@ -52,6 +52,9 @@ class TrainOptions:
     append_eos: bool = field(
         default=True, metadata=_flags("--no-eos", "do not end responses with the end-of-text token")
     )
+    calibrate: bool = field(
+        default=True, metadata=_flags("--no-calibrate", "leave rewards as trained, not with mean 0 and deviation 1")
+    )
     logging_steps: int = field(default=10, metadata=_flags("--logging-steps", "steps between lines of the log"))
     eval_steps: int = field(default=500, metadata=_flags("--eval-steps", "steps between evaluations"))
     save_steps: int = field(default=500, metadata=_flags("--save-steps", "steps between checkpoints"))
@@ -101,7 +104,11 @@ def run(args: argparse.Namespace) -> int:
         metrics = {"steps": result.global_step, "train_loss": result.training_loss}
         if args.eval_data:
             metrics.update({name: value for name, value in trainer.evaluate().items() if name.startswith(_SHOWN)})
+        if options.calibrate:
+            _calibrate(trainer)
         trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return 0
     if args.json:
         print_json({"output": str(args.output), **metrics, **summary(trainer.otter)})
     else:
@@ -143,8 +150,16 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     if args.force:
         # Else a later --resume would continue the run that was replaced.
         for checkpoint in checkpoints(args.output):
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # each process of a distributed run tries
     return OtterTrainer(model, _config(args, options), data, evaluation)
+
+
+def _calibrate(trainer: OtterTrainer) -> None:
+    from ..training import PairDataset, calibrate
+
+    assert isinstance(trainer.train_dataset, PairDataset)
+    for label, (mean, deviation) in calibrate(trainer.otter, trainer.train_dataset).items():
+        print(f"{label}: mean {mean:.4g} and deviation {deviation:.4g} calibrated to 0 and 1")
 
 
 def _model(args: argparse.Namespace) -> OtterModel:

@@ -5,6 +5,7 @@ Needs the ``train`` extra. Nothing else in the package imports this, or torch.
 
 from __future__ import annotations
 
+from .calibration import calibrate
 from .data import PairDataset, PairOptions, load_pairs, tokenise_pairs
 from .insert import insert
 from .model import OtterModel, OtterOutput, geometry
@@ -17,6 +18,7 @@ __all__ = [
     "PairDataset",
     "PairOptions",
     "TrainConfig",
+    "calibrate",
     "geometry",
     "insert",
     "load_pairs",

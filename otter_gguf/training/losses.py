@@ -74,16 +74,15 @@ LOSSES = {"prefix": prefix_loss, "final": final_loss}
 
 @torch.no_grad()
 def pair_metrics(pairs: PairRewards) -> dict[str, Tensor]:
-    """TRL's names, each (B) or (2B): ``accuracy``, ``margin``, ``min_reward``, ``mean_reward``, ``max_reward`` of whole
-    responses, and ``prefix_accuracy``, the share of lengths at which the chosen response is ahead."""
+    """TRL's names, one value a pair (B): ``accuracy``, ``margin``, ``min_reward``, ``mean_reward``, ``max_reward`` of
+    whole responses, and ``prefix_accuracy``, the share of lengths at which the chosen response is ahead."""
     chosen, rejected = pairs.final
     ahead = (pairs.chosen > pairs.rejected) & pairs.mask
-    both = torch.cat([chosen, rejected])
     return {
         "accuracy": (chosen > rejected).to(chosen.dtype),
         "margin": chosen - rejected,
-        "min_reward": both,
-        "mean_reward": both,
-        "max_reward": both,
+        "min_reward": torch.minimum(chosen, rejected),
+        "mean_reward": (chosen + rejected) / 2,
+        "max_reward": torch.maximum(chosen, rejected),
         "prefix_accuracy": (ahead.sum(dim=1) / pairs.mask.sum(dim=1)).to(chosen.dtype),
     }

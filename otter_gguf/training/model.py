@@ -84,9 +84,10 @@ class OtterModel(nn.Module):
         _check_geometry(insertion.base, self.architecture.geometry(base_model.config))
         if any(isinstance(module, Widened) for module in base_model.modules()):
             raise ConfigError("the base model carries an insertion already; load it anew")
-        base_model.requires_grad_(False)
-        for widening in self.layout:
-            base_model.set_submodule(widening.path, self._widen(base_model, widening))
+        widened = {widening.path: self._widen(base_model, widening) for widening in self.layout}
+        base_model.requires_grad_(False)  # from here on nothing fails, so a refused base is left as it was
+        for path, module in widened.items():
+            base_model.set_submodule(path, module)
         for i in range(insertion.base.n_layer):
             if insertion.n_head_kv[i]:
                 path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
@@ -246,8 +247,12 @@ class OtterModel(nn.Module):
 
     @property
     def base_name(self) -> str | None:
-        """Folder or Hub name that the base was loaded from."""
+        """Folder or Hub name that the base was loaded from; set it to what others shall find the base by."""
         return self.base_model.config._name_or_path or None
+
+    @base_name.setter
+    def base_name(self, name: str) -> None:
+        self.base_model.config._name_or_path = name
 
     @property
     def base_revision(self) -> str | None:

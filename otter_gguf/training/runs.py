@@ -72,9 +72,13 @@ def _size_and_hash(path: Path) -> list[int | str]:
     return [path.stat().st_size, digest.hexdigest()]
 
 
-def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
-    """Remove the oldest checkpoints beyond ``limit``, but none of ``keep``."""
+def rotate(newest: Path, limit: int | None, keep: set[Path]) -> None:
+    """Remove the oldest checkpoints beyond ``limit``, but none of ``keep``.
+
+    What stands after ``newest`` was torn when the run was resumed before it; it must not push out a complete one.
+    """
     if limit is not None and limit > 0:
-        for checkpoint in checkpoints(folder)[:-limit]:
+        found = checkpoints(newest.parent)
+        for checkpoint in found[: found.index(newest) + 1][:-limit]:
             if checkpoint not in keep:
                 shutil.rmtree(checkpoint, ignore_errors=True)

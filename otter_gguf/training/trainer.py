@@ -63,6 +63,8 @@ class OtterTrainer(Trainer):
         eval_dataset: PairDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.fsdp or args.deepspeed:
+            raise ConfigError("FSDP and DeepSpeed are not supported: each device needs the whole model")
         self._logged: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         super().__init__(
             model=model,
@@ -129,7 +131,8 @@ class OtterTrainer(Trainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        self.otter.save_pretrained(output_dir or str(self.args.output_dir), force=True)
+        if self.args.should_save:
+            self.otter.save_pretrained(output_dir or str(self.args.output_dir), force=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_tensors(self.otter, Path(resume_from_checkpoint) / TENSORS_NAME)
@@ -146,10 +149,10 @@ class OtterTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            write_manifest(folder / f"checkpoint-{self.state.global_step}")
+            checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            write_manifest(checkpoint)
             best = self.state.best_model_checkpoint
-            rotate(folder, limit, keep={Path(best)} if best else set())
+            rotate(checkpoint, limit, keep={Path(best)} if best else set())
 
 
 def _pair_rewards(output: OtterOutput, inputs: dict[str, Tensor]) -> PairRewards:

@@ -59,6 +59,19 @@ def test_trains_an_adapter_and_says_how_well(folder: Path, tmp_path: Path, capfd
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_rewards_are_calibrated_unless_told(folder: Path, tmp_path: Path, capfd: Any) -> None:
+    data = ("--data", folder / "pairs.jsonl", *FEW)
+    call(train, folder / "fresh", *data, "-o", tmp_path / "calibrated")
+    assert "calibrated to 0 and 1" in capfd.readouterr().err
+    call(train, folder / "fresh", *data, "-o", tmp_path / "raw", "--no-calibrate")
+    assert "calibrated to" not in capfd.readouterr().err
+    calibrated, raw = (tensors(folder / "base", tmp_path / name) for name in ("calibrated", "raw"))
+    assert [name for name in raw if not torch.equal(raw[name], calibrated[name])] == [
+        "heads.reward.otter.weight",
+        "heads.reward.otter.bias",
+    ]
+
+
 def test_inserting_and_training_in_one_gives_the_same(folder: Path, tmp_path: Path) -> None:
     data = ("--data", folder / "pairs.jsonl", *FEW)
     call(train, folder / "fresh", *data, "-o", tmp_path / "a")

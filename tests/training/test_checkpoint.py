@@ -90,6 +90,14 @@ def test_finds_its_base_by_the_recorded_name(tmp_path: Path) -> None:
         OtterModel.from_pretrained(None, tmp_path / "adapter")
 
 
+def test_the_recorded_name_can_be_another(tmp_path: Path) -> None:
+    model = toy_otter("normal")
+    assert model.base_name is None
+    model.base_name = "someone/base"
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "someone/base"
+
+
 def test_never_reads_pickled_weights(tmp_path: Path) -> None:
     folder = toy_folder(tmp_path / "base")
     weights = load_file(folder / "model.safetensors")

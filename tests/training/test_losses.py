@@ -103,7 +103,9 @@ def test_metrics_have_trls_names_and_meanings() -> None:
     assert metrics["accuracy"].tolist() == [1, 0]
     assert metrics["margin"].tolist() == [2, -3]
     assert metrics["prefix_accuracy"].tolist() == [0.5, 0.5]
-    assert sorted(metrics["mean_reward"].tolist()) == [1, 1, 3, 4]
+    assert metrics["mean_reward"].tolist() == [2, 2.5]
+    assert metrics["min_reward"].tolist() == [1, 1]
+    assert metrics["max_reward"].tolist() == [3, 4]
 
 
 def asymmetry(model: Any, loss_name: str) -> tuple[float, float]:

@@ -248,8 +248,11 @@ def test_refuses_a_second_insertion() -> None:
 
 def test_refuses_biases() -> None:
     base = toy_base(attention_bias=True)
+    before = str(base)
     with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn\.q_proj has a bias"):
         toy_otter(base=base)
+    assert str(base) == before
+    assert all(parameter.requires_grad for parameter in base.parameters())
 
 
 def test_refuses_models_without_language_head_and_unknown_architectures() -> None:

@@ -58,9 +58,9 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def toy_folder(path: Path) -> Path:
+def toy_folder(path: Path, **changes: Any) -> Path:
     """The toy base and its tokenizer as a Hugging Face folder."""
-    toy_base().save_pretrained(path)
+    toy_base(**changes).save_pretrained(path)
     toy_tokenizer().save_pretrained(path)
     return path
 

@@ -1,0 +1,59 @@
+"""The commands and the code of docs/training.md work as they stand."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from otter_gguf.cli import insert, train
+from otter_gguf.cli.train import TrainOptions
+from tests.training.toy import toy_folder, toy_rows, write_rows
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_folder(tmp_path / "base-folder", hidden_size=64, intermediate_size=256)
+    write_rows(tmp_path / "pairs.jsonl", toy_rows(16))
+    write_rows(tmp_path / "held_out.jsonl", toy_rows(8, seed=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    (code,) = blocks("python")
+    names: dict[str, object] = {"__name__": "docs"}
+    exec(compile(code, DOCUMENT.name, "exec", dont_inherit=True), names)
+    assert (tmp_path / "harmless" / "otter_model.safetensors").exists()
+
+
+def test_commands_are_understood() -> None:
+    verbs = {"insert": insert, "train": train}
+    understood = 0
+    for line in "".join(blocks("sh")).splitlines():
+        _, verb, *arguments = shlex.split(line, comments=True)
+        if verb in verbs:
+            parser = argparse.ArgumentParser()
+            verbs[verb].add_arguments(parser)
+            parser.parse_args(arguments)
+            understood += 1
+    assert understood == 4
+
+
+def test_an_unknown_flag_would_be_noticed() -> None:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "x", "-o", "y", "--unknown"])
+
+
+def test_every_option_that_changes_the_result_is_described() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    fields = TrainOptions.__dataclass_fields__
+    flags = [fields[name].metadata["flags"][-1] for name in ("append_eos", "max_length", "loss", "calibrate", "center")]
+    assert [flag for flag in flags if f"`{flag}" not in text] == []
