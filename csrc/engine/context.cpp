@@ -282,7 +282,7 @@ int32_t context::sequence_max_position(int32_t sequence) const {
 
 void context::clear() {
     const exclusive claim(busy);
-    llama_memory_clear(llama_get_memory(get()), true);
+    llama_memory_clear(llama_get_memory(get()), false); // forgetting the cells is enough: what they held is masked
 }
 
 std::vector<std::pair<llama_token, float>> context::top_k(int32_t row, int32_t k) const {

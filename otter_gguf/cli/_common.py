@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
     """``-m``, ``--otter``, ``--verbose`` and the flags of :class:`LoadOptions`."""
-    group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", required=True, metavar="FILE", help="base GGUF (any quantization), or merged")
+    group = parser.add_argument_group("model (without -m: the demo model that comes with the package)")
+    group.add_argument("-m", "--model", metavar="FILE", help="base GGUF (any quantization), or merged")
     group.add_argument("--otter", metavar="FILE", help="the sidecar (*.otter.gguf); not with a merged file")
     add_options(group, LoadOptions, leave_out)
     group.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's log on stderr")
@@ -89,6 +89,18 @@ def given(args: argparse.Namespace, options: type) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(options) if hasattr(args, field.name)}
 
 
+def model_files(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Base and sidecar of the command line; the demo's where no model is named."""
+    if args.model is not None:
+        return args.model, args.otter
+    if args.otter is not None:
+        raise ConfigError("--otter needs the base it belongs to: give -m")
+    from ..demo import demo_files
+
+    files = demo_files()
+    return str(files.base), str(files.sidecar)
+
+
 def load_options(args: argparse.Namespace) -> LoadOptions:
     """The :class:`LoadOptions` of the command line; also sets the log level."""
     from .._logging import set_verbose
@@ -101,7 +113,8 @@ def load(args: argparse.Namespace, **defaults: Any) -> Otter:
     """The model of the command line; ``defaults`` for options that were not given."""
     from ..model import Otter
 
-    return Otter(args.model, otter=args.otter, verbose=args.verbose, **{**defaults, **given(args, LoadOptions)})
+    model, otter = model_files(args)
+    return Otter(model, otter=otter, verbose=args.verbose, **{**defaults, **given(args, LoadOptions)})
 
 
 def guidance(args: argparse.Namespace) -> Policy | None:

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
     what = BenchOptions(n_prompt=args.n_prompt, n_gen=args.n_gen, repetitions=args.repetitions)
     options = _common.load_options(args)
-    result = bench(args.model, args.otter, what=what, options=options, progress=_say)
+    model, otter = _common.model_files(args)
+    result = bench(model, otter, what=what, options=options, progress=_say)
     if args.json:
         _common.print_json(result.to_dict())
     else:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from . import _common
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ HELP = "prove that the base's logits are untouched"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags as in llama.cpp."""
+    """``verify BASE OTTER``, or flags as in llama.cpp."""
+    parser.add_argument("base", nargs="?", metavar="BASE", help="base or merged GGUF; the same as -m")
+    parser.add_argument("sidecar", nargs="?", metavar="OTTER", help="the sidecar; the same as --otter")
     parser.add_argument("-f", "--file", metavar="FILE", help="text to feed (default: Python's own manual); - is stdin")
     parser.add_argument("--logits", type=int, default=1_000_000, metavar="N", help="at least (default: 1000000)")
     parser.add_argument("--json", action="store_true", help="JSON for machines")
@@ -32,10 +35,15 @@ def run(args: argparse.Namespace) -> int:
 
     from ..verify import verify
 
+    if args.base is not None:
+        if args.model is not None or args.otter is not None:
+            raise ConfigError("verify: name the files either as BASE OTTER or with -m and --otter")
+        args.model, args.otter = args.base, args.sidecar
+    model, otter = _common.model_files(args)
     text = _common.read_text(args.file) if args.file else None
     options = _common.load_options(args)
     with tqdm(desc="Comparing", total=args.logits, unit="logit", unit_scale=True, file=sys.stderr, disable=None) as bar:
-        result = verify(args.model, args.otter, text=text, min_logits=args.logits, options=options, progress=bar.update)
+        result = verify(model, otter, text=text, min_logits=args.logits, options=options, progress=bar.update)
     if args.json:
         _common.print_json(result.to_dict())
     else:
