@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_flags.add_argument("--candidates", dest="n_candidates", type=int, metavar="N", help="to choose from (10)")
     run_flags.add_argument("--temp", dest="temperature", type=_common.number, metavar="N", help="temperature (0.8)")
     run_flags.add_argument("-s", "--seed", type=int, help="of the first prompt (default: 1)")
-    run_flags.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 = physical cores")
+    run_flags.add_argument("-t", "--threads", type=int, default=1, metavar="N", help="CPU threads (1: it is small)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,7 +116,9 @@ def verify_base(files: DemoFiles, options: LoadOptions) -> Verification:
     from ..verify import verify
 
     text = "\n".join(pair.prompt + pair.chosen for pair in files.load_pairs())
-    with tqdm(desc="Comparing logits", total=_MIN_LOGITS, unit="logit", unit_scale=True, file=sys.stderr) as bar:
+    with tqdm(
+        desc="Comparing logits", total=_MIN_LOGITS, unit="logit", unit_scale=True, file=sys.stderr, disable=None
+    ) as bar:
         return verify(
             files.base, files.sidecar, text=text, min_logits=_MIN_LOGITS, options=options, progress=bar.update
         )
@@ -133,7 +135,7 @@ def decode(files: DemoFiles, options: LoadOptions, settings: Settings) -> tuple[
     loading: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(options)}
     with (
         Otter(files.base, otter=files.sidecar, **loading) as llm,
-        tqdm(desc="Decoding", total=2 * settings.n_prompts, unit="story", file=sys.stderr) as bar,
+        tqdm(desc="Decoding", total=2 * settings.n_prompts, unit="story", file=sys.stderr, disable=None) as bar,
     ):
         experiment = run_experiment(llm, files.load_prompts(), settings, bar.update)
         return experiment, rank_pairs(llm, files.load_pairs())

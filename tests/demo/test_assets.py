@@ -51,7 +51,7 @@ def test_pairs_speak_to_the_judges_unseen_words(files: DemoFiles) -> None:
 def test_stories_are_legible(files: DemoFiles) -> None:
     """Greedy continuations are made of the grammar's words alone and end as sentences do."""
     known = {word for story in corpus(1, 4000) for word in story.text.split()}
-    with Otter(files.base, otter=files.sidecar, n_ctx=256) as llm:
+    with Otter(files.base, otter=files.sidecar, n_ctx=256, n_threads=1) as llm:
         for prompt in files.load_prompts()[:8]:
             choice = llm.create_completion(prompt, max_tokens=128, temperature=0)["choices"][0]
             words = choice["text"].split()

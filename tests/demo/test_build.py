@@ -24,6 +24,6 @@ def test_build_from_nothing_and_again(tmp_path: Path) -> None:
     first, second = demo_files(tmp_path / "first"), demo_files(tmp_path / "second")
     for name in ("base", "sidecar", "prompts"):
         assert getattr(first, name).read_bytes() == getattr(second, name).read_bytes(), name
-    with Otter(first.base, otter=first.sidecar, n_ctx=256) as llm:
+    with Otter(first.base, otter=first.sidecar, n_ctx=256, n_threads=1) as llm:
         assert llm.reward_labels == ("reward",)
         assert len(first.load_prompts()) >= 128

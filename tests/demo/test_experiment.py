@@ -23,7 +23,7 @@ def files() -> DemoFiles:
 
 @pytest.fixture(scope="module")
 def llm(files: DemoFiles) -> Iterator[Otter]:
-    with Otter(files.base, otter=files.sidecar, n_ctx=256, n_seq_max=10) as model:
+    with Otter(files.base, otter=files.sidecar, n_ctx=256, n_threads=1, n_seq_max=10) as model:
         yield model
 
 
