@@ -62,7 +62,7 @@ public:
     std::string              token_text(llama_token token, bool special) const;
     std::string              description() const;
 
-    // EngineError-kind failure if the token is not in the vocabulary
+    // ConfigError if the token is not in the vocabulary
     void check_token(llama_token token) const;
 
 private:
