@@ -39,7 +39,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"otter-gguf {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["run"], ["run", "-m"], ["run", "-m", "x", "--no-such-flag"]])
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["run", "-m"], ["run", "-m", "x", "--no-such-flag"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
