@@ -97,14 +97,23 @@ def dequantize(data: memoryview | bytes, type: str, n_columns: int) -> Float32:
 
 @final
 class HeadSpec:
-    def __init__(self, *, name: str, input: str, activation: str, scale: Sequence[float],
-                 shift: Sequence[float]) -> None: ...
+    def __init__(
+        self, *, name: str, input: str, activation: str, scale: Sequence[float], shift: Sequence[float]
+    ) -> None: ...
 
 @final
 class InsertionSpec:
     """What the native blocks need of an InsertionConfig; sizes are checked against the base at load."""
-    def __init__(self, *, width: int, n_head_kv: Sequence[int], n_ff: Sequence[int], state_source: str,
-                 state_offset: int, heads: Sequence[HeadSpec]) -> None: ...
+    def __init__(
+        self,
+        *,
+        width: int,
+        n_head_kv: Sequence[int],
+        n_ff: Sequence[int],
+        state_source: str,
+        state_offset: int,
+        heads: Sequence[HeadSpec],
+    ) -> None: ...
 
 @final
 class Model:
@@ -112,11 +121,23 @@ class Model:
 
     ``sidecar=""`` with an insertion means a merged file. Raises ``EngineError`` with llama.cpp's log lines.
     """
-    def __init__(self, path: str, *, sidecar: str = "", insertion: InsertionSpec | None = None,
-                 n_gpu_layers: int = -1, split_mode: str = "layer", main_gpu: int = 0,
-                 tensor_split: Sequence[float] = (), use_mmap: bool = True, use_mlock: bool = False,
-                 check_tensors: bool = False, vocab_only: bool = False, hidden_states: bool = False,
-                 progress: Callable[[float], bool] | None = None) -> None: ...
+    def __init__(
+        self,
+        path: str,
+        *,
+        sidecar: str = "",
+        insertion: InsertionSpec | None = None,
+        n_gpu_layers: int = -1,
+        split_mode: str = "layer",
+        main_gpu: int = 0,
+        tensor_split: Sequence[float] = (),
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        check_tensors: bool = False,
+        vocab_only: bool = False,
+        hidden_states: bool = False,
+        progress: Callable[[float], bool] | None = None,
+    ) -> None: ...
     @property
     def n_vocab(self) -> int: ...
     @property
@@ -154,10 +175,23 @@ class Context:
     ``n_outputs_max``: how many tokens of one batch may be marked as outputs (logits memory is reserved for them);
     0 = 64, or n_seq_max if that is more. ``ConfigError`` beyond.
     """
-    def __init__(self, model: Model, *, n_ctx: int = 512, n_batch: int = 2048, n_ubatch: int = 512, n_seq_max: int = 1,
-                 n_outputs_max: int = 0, n_threads: int = 0, n_threads_batch: int = 0, type_k: str = "f16",
-                 type_v: str = "f16", flash_attn: str = "auto", offload_kqv: bool = True,
-                 rewards: bool = True) -> None: ...
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int = 512,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int = 0,
+        n_threads: int = 0,
+        n_threads_batch: int = 0,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        flash_attn: str = "auto",
+        offload_kqv: bool = True,
+        rewards: bool = True,
+    ) -> None: ...
     @property
     def n_ctx(self) -> int: ...
     @property
@@ -195,9 +229,20 @@ class Context:
 @final
 class Sampler:
     """llama.cpp's sampler chain: penalties, top-k, top-p, min-p, temperature, draw (or greedy at temperature 0)."""
-    def __init__(self, model: Model, *, temperature: float = 0.8, top_k: int = 40, top_p: float = 0.95,
-                 min_p: float = 0.05, repeat_penalty: float = 1.0, repeat_last_n: int = 64,
-                 frequency_penalty: float = 0.0, presence_penalty: float = 0.0, seed: int = -1) -> None: ...
+    def __init__(
+        self,
+        model: Model,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        seed: int = -1,
+    ) -> None: ...
     def sample(self, context: Context, row: int) -> int:
         """Token chosen from an output row; accepted into the penalties' history."""
     def accept(self, token: int) -> None: ...

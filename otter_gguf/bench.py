@@ -1,7 +1,8 @@
 """What rewards cost: a base with its insertion against the same base without, paired in one process.
 
 Clock speeds and neighbours change within seconds, so both sides take turns, one token (or one prompt) each, and the
-cost is the median of the ratios of neighbours. Table and JSON follow llama-bench.
+cost is the median of the ratios of neighbours. All is done twice, with either side loaded first. Table and JSON follow
+llama-bench.
 """
 
 from __future__ import annotations
@@ -92,12 +93,23 @@ class Measurement:
     base: Rate
     otter: Rate
     ratios: tuple[float, ...]
-    """Time with rewards over time without, of neighbours."""
+    """Time with rewards over time without, of neighbours, round after round."""
+    rounds: int = 1
+    """How often both sides were loaded anew."""
 
     @property
     def ratio(self) -> float:
-        """Median of the ratios."""
-        return statistics.median(self.ratios)
+        """Median of the ratios; of several rounds, the mean of their medians."""
+        n = len(self.ratios) // self.rounds
+        return statistics.mean(statistics.median(self.ratios[i * n : (i + 1) * n]) for i in range(self.rounds))
+
+    def joined(self, other: Measurement) -> Measurement:
+        """This round and another of the same size."""
+        sides = {
+            side: Rate(getattr(self, side).seconds + getattr(other, side).seconds, self.base.n_tokens)
+            for side in ("base", "otter")
+        }
+        return Measurement(self.name, **sides, ratios=self.ratios + other.ratios, rounds=self.rounds + other.rounds)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -182,10 +194,33 @@ def bench(
     if files.insertion is None:
         raise ConfigError(f"{model_path}: nothing is inserted, so there is no cost to measure; give --otter")
     options = _fitting(options or LoadOptions(), what)
-    with stock_files(files) as stock_file, ExitStack() as stack:
-        ours = stack.enter_context(closing(load_model(files, options)))
-        stock = stack.enter_context(closing(load_model(stock_file, options)))
-        pair = [stack.enter_context(closing(make_context(model, options))) for model in (ours, stock)]
+    with stock_files(files) as stock_file:
+        first, second = (
+            _round(files, stock_file, what, options, ours_first=ours_first, progress=progress)
+            for ours_first in (True, False)
+        )
+    tests = {name: test.joined(second.tests[name]) for name, test in first.tests.items()}
+    return dataclasses.replace(first, tests=tests)
+
+
+def _round(
+    files: ModelFiles,
+    stock_file: ModelFiles,
+    what: BenchOptions,
+    options: LoadOptions,
+    *,
+    ours_first: bool,
+    progress: Progress,
+) -> Bench:
+    """All tests with both sides loaded anew. Who is loaded first gets the slower memory, by some percent: it has to be
+    either side once."""
+    with ExitStack() as stack:
+        loaded = {}
+        for is_ours in (ours_first, not ours_first):
+            model = stack.enter_context(closing(load_model(files if is_ours else stock_file, options)))
+            loaded[is_ours] = (model, stack.enter_context(closing(make_context(model, options))))
+        (ours, ours_context), (stock, stock_context) = loaded[True], loaded[False]
+        pair = (ours_context, stock_context)
         tests: dict[Literal["prefill", "decode"], Measurement] = {}
         share = step_ms = None
         if what.n_prompt:
@@ -194,8 +229,10 @@ def bench(
         if what.n_gen:
             progress(f"tg{what.n_gen}")
             tests["decode"] = measure_decode(pair, ours.n_vocab, what)
-            progress("python's share")
-            share, step_ms = measure_python(ours, pair[0], files.insertion, what.n_gen)
+            if ours_first:
+                progress("python's share")
+                assert files.insertion is not None
+                share, step_ms = measure_python(ours, ours_context, files.insertion, what.n_gen)
         return _result(files, options, ours, stock, tests, share, step_ms)
 
 

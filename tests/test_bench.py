@@ -18,7 +18,7 @@ def test_bench_measures_both_sides() -> None:
     data = result.to_dict()
     assert data["decode"]["test"] == "tg16"
     assert data["prefill"]["test"] == "pp64"
-    assert data["decode"]["pairs"] == 48
+    assert data["decode"]["pairs"] == 96  # two rounds
     assert data["prefill"]["pairs"] == 3
     assert data["decode"]["ratio"] > 0
     assert 0 < data["python"]["share"] < 1

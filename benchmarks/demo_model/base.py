@@ -73,7 +73,7 @@ def train_base(batches: list[Tensor], tokenizer: LlamaTokenizer, folder: Path, s
                 group["lr"] = peak * _rate(step, len(batches))
         logits = model(batch[:, :-1].clamp(min=0)).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), ignore_index=_IGNORED)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimizer, _ in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -87,13 +87,14 @@ def train_base(batches: list[Tensor], tokenizer: LlamaTokenizer, folder: Path, s
 @torch.no_grad()
 def start_by_copying(model: LlamaForCausalLM) -> None:
     """Each KV head reads a subspace of its own, and the output map of its query heads writes it back where it was."""
-    config = model.config
-    group = config.num_attention_heads // config.num_key_value_heads
     for layer in model.model.layers:
-        value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
-        subspaces = torch.linalg.qr(torch.randn(config.hidden_size, config.hidden_size))[0][: value.shape[0]]
+        attention = layer.self_attn
+        value, output = attention.v_proj.weight, attention.o_proj.weight
+        rows, width = value.shape
+        subspaces = torch.linalg.qr(torch.randn(width, width))[0][:rows]
         value.copy_(subspaces)
-        per_head = subspaces.view(config.num_key_value_heads, config.head_dim, -1).repeat_interleave(group, dim=0)
+        per_kv_head = subspaces.view(-1, attention.head_dim, width)
+        per_head = per_kv_head.repeat_interleave(attention.num_key_value_groups, dim=0)
         output.copy_(COPY_STRENGTH * per_head.flatten(0, 1).T)
 
 

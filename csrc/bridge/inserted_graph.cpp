@@ -47,7 +47,7 @@ void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
 
     const auto & layer = part.layers[il];
     attn_ins = nullptr;
-    if (layer.attn_qkv == nullptr) {
+    if (layer.attn_qkv.tensor == nullptr) {
         return;
     }
 
@@ -82,7 +82,7 @@ void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
 
     ggml_build_forward_expand(gf, h);
     state = gather_outputs(state, h->ne[1]);
-    if (layer.attn_output == nullptr) {
+    if (layer.attn_output.tensor == nullptr) {
         return;
     }
 
@@ -98,7 +98,7 @@ void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
     const auto & layer = part.layers[il];
 
     act_ins = nullptr;
-    if (layer.ffn_up == nullptr) {
+    if (layer.ffn_up.tensor == nullptr) {
         return;
     }
     act_ins = build_norm_swiglu(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
@@ -108,7 +108,7 @@ void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
 
 void inserted_graph::on_l_out(ggml_tensor * h, int il) {
     const auto & layer = part.layers[il];
-    if (layer.ffn_down == nullptr) {
+    if (layer.ffn_down.tensor == nullptr) {
         return;
     }
 
@@ -177,26 +177,26 @@ ggml_tensor * inserted_graph::build_heads(ggml_tensor * y, ggml_tensor * y_ins) 
     return row;
 }
 
-ggml_tensor * inserted_graph::build_norm_mul_mat(ggml_tensor * w, const norm_input & in, int il) {
-    if (fused(w, in.y->ne[1], il)) {
-        return cpu_norm_mul_mat(ctx0, w, in, part.norm);
+ggml_tensor * inserted_graph::build_norm_mul_mat(const block_weight & w, const norm_input & in, int il) {
+    if (fused(w.tensor, in.y->ne[1], il)) {
+        return cpu_norm_mul_mat(ctx0, w, in);
     }
-    return build_concat_mul_mat(w, in.y, build_partial_norm(in, il), il);
+    return build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
 }
 
-ggml_tensor * inserted_graph::build_norm_swiglu(ggml_tensor * w, const norm_input & in, int il) {
-    if (fused(w, in.y->ne[1], il)) {
-        return cpu_norm_swiglu(ctx0, w, in, part.norm);
+ggml_tensor * inserted_graph::build_norm_swiglu(const block_weight & w, const norm_input & in, int il) {
+    if (fused(w.tensor, in.y->ne[1], il, 2)) {
+        return cpu_norm_swiglu(ctx0, w, in);
     }
-    return ggml_swiglu(ctx0, build_concat_mul_mat(w, in.y, build_partial_norm(in, il), il));
+    return ggml_swiglu(ctx0, build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il));
 }
 
-ggml_tensor * inserted_graph::build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b,
+ggml_tensor * inserted_graph::build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual, int il) {
-    if (fused(w, a->ne[1], il)) {
+    if (fused(w.tensor, a->ne[1], il)) {
         return cpu_concat_mul_mat_add(ctx0, w, a, b, residual);
     }
-    return ggml_add(ctx0, build_concat_mul_mat(w, a, b, il), residual);
+    return ggml_add(ctx0, build_concat_mul_mat(w.tensor, a, b, il), residual);
 }
 
 // y' = w' * h' / sqrt(mean(h^2) + eps); where there is no node of our own, from operations that every backend has
@@ -227,8 +227,8 @@ bool inserted_graph::on_cpu(int il) const {
     return ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
-bool inserted_graph::fused(const ggml_tensor * w, int64_t n_columns, int il) const {
-    return n_columns <= max_fused_tokens && on_cpu(il) && cpu_readable(w);
+bool inserted_graph::fused(const ggml_tensor * w, int64_t n_columns, int il, int64_t parts) const {
+    return n_columns <= max_fused_tokens && on_cpu(il) && cpu_multipliable(w, parts);
 }
 
 // The input that the base multiplies with one of its weights: the newest such product in the graph.

@@ -40,14 +40,15 @@ private:
     ggml_tensor * build_heads(ggml_tensor * y, ggml_tensor * y_ins);
 
     // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
-    ggml_tensor * build_norm_mul_mat(ggml_tensor * w, const norm_input & in, int il);
-    ggml_tensor * build_norm_swiglu (ggml_tensor * w, const norm_input & in, int il);
-    ggml_tensor * build_concat_mul_mat_add(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, ggml_tensor * residual, int il);
+    ggml_tensor * build_norm_mul_mat(const block_weight & w, const norm_input & in, int il);
+    ggml_tensor * build_norm_swiglu (const block_weight & w, const norm_input & in, int il);
+    ggml_tensor * build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
+            ggml_tensor * residual, int il);
     ggml_tensor * build_partial_norm(const norm_input & in, int il);
     ggml_tensor * build_concat_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, int il);
 
     bool on_cpu(int il) const;
-    bool fused(const ggml_tensor * w, int64_t n_columns, int il) const;
+    bool fused(const ggml_tensor * w, int64_t n_columns, int il, int64_t parts = 1) const;
 
     ggml_tensor * input_of(const ggml_tensor * weight) const;
     ggml_tensor * gather_outputs(ggml_tensor * cur, int64_t n_columns);

@@ -79,6 +79,9 @@ void inserted_part::create_tensors(llama_model_base & model) {
     const auto create = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
         return model.create_tensor(name, ne, 0);
     };
+    const auto create_weight = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
+        return block_weight { create(name, ne), norm };
+    };
 
     if (spec.state_table) {
         token_embd = create(tn(LLM_TENSOR_TOKEN_EMBD, "otter.weight"), {e, model.vocab.n_tokens()});
@@ -93,8 +96,8 @@ void inserted_part::create_tensors(llama_model_base & model) {
 
         if (k_ins > 0) {
             layer.attn_norm   = create(tn(LLM_TENSOR_ATTN_NORM, "otter.weight", il), {e});
-            layer.attn_qkv    = create(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
-            layer.attn_output = create(tn(LLM_TENSOR_ATTN_OUT,  "otter.weight", il), {n*(hp.n_head(il) + q_ins), e});
+            layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
+            layer.attn_output = create_weight(tn(LLM_TENSOR_ATTN_OUT,  "otter.weight", il), {n*(hp.n_head(il) + q_ins), e});
 
             // the cache layer shifts its keys with the rotary factors of the layer it stands beside
             auto & cache_layer = model.layers[layer.cache_layer];
@@ -105,8 +108,8 @@ void inserted_part::create_tensors(llama_model_base & model) {
         }
         if (f_ins > 0) {
             layer.ffn_norm = create(tn(LLM_TENSOR_FFN_NORM, "otter.weight", il), {e});
-            layer.ffn_up   = create(tn(LLM_TENSOR_FFN_UP,   "otter.weight", il), {d + e, 2*f_ins});
-            layer.ffn_down = create(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {int64_t(hp.n_ff(il)) + f_ins, e});
+            layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP,   "otter.weight", il), {d + e, 2*f_ins});
+            layer.ffn_down = create_weight(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {int64_t(hp.n_ff(il)) + f_ins, e});
         }
     }
 

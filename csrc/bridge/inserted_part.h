@@ -13,12 +13,12 @@ namespace otter {
 
 // Tensors of one layer; null where nothing is inserted. Shapes in ggml order (columns first).
 struct inserted_layer {
-    ggml_tensor * attn_norm   = nullptr; // [e]
-    ggml_tensor * attn_qkv    = nullptr; // [d+e, n*(g*k' + 2*k')]
-    ggml_tensor * attn_output = nullptr; // [n*(H + g*k'), e]
-    ggml_tensor * ffn_norm    = nullptr; // [e]
-    ggml_tensor * ffn_up      = nullptr; // [d+e, 2*f'], gate above up
-    ggml_tensor * ffn_down    = nullptr; // [f + f', e]
+    ggml_tensor * attn_norm = nullptr; // [e]
+    block_weight  attn_qkv;            // [d+e, n*(g*k' + 2*k')]
+    block_weight  attn_output;         // [n*(H + g*k'), e]
+    ggml_tensor * ffn_norm = nullptr;  // [e]
+    block_weight  ffn_up;              // [d+e, 2*f'], gate above up
+    block_weight  ffn_down;            // [f + f', e]
 
     int32_t cache_layer = -1; // its layer in the KV cache, L + i
 };

@@ -1,5 +1,7 @@
 #include "block_ops.h"
 
+#include "bridge/repacked.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
@@ -12,12 +14,13 @@ namespace otter {
 
 namespace {
 
-// Rows [begin, end) that this thread computes.
+// The share of one thread of n rows or tokens, in whole groups.
 struct row_range {
     int64_t begin;
     int64_t end;
 
-    row_range(int64_t n, int ith, int nth) : begin(n*ith/nth), end(n*(ith + 1)/nth) {}
+    row_range(int64_t n, int ith, int nth, int64_t group = 1) :
+        begin(n/group*ith/nth*group), end(ith + 1 == nth ? n : n/group*(ith + 1)/nth*group) {}
 };
 
 const float * column(const ggml_tensor * t, int64_t i) {
@@ -28,10 +31,22 @@ float * column(ggml_tensor * t, int64_t i) {
     return (float *) ((char *) t->data + i*t->nb[1]);
 }
 
-// 1/rms(h), summed as ggml's own RMS norm does: in double, one column after the other.
+// 1/rms(h). Several sums at once: one would wait for itself at every step.
 float inverse_rms(const float * h, int64_t n, float eps) {
+    constexpr int64_t n_sums = 16;
+
+    float   sums[n_sums] = {};
+    int64_t i            = 0;
+    for (; i + n_sums <= n; i += n_sums) {
+        for (int64_t j = 0; j < n_sums; ++j) {
+            sums[j] += h[i + j]*h[i + j];
+        }
+    }
     double sum = 0.0;
-    for (int64_t i = 0; i < n; ++i) {
+    for (const float part : sums) {
+        sum += double(part);
+    }
+    for (; i < n; ++i) {
         sum += double(h[i]*h[i]);
     }
     return 1.0f/sqrtf(float(sum/double(n)) + eps);
@@ -90,26 +105,36 @@ private:
     char * data;
 };
 
-float dot(const ggml_tensor * weight, int64_t row, const char * input) {
-    float result;
-    ggml_get_type_traits_cpu(weight->type)->vec_dot(int(weight->ne[0]), &result, 0,
-            (const char *) weight->data + size_t(row)*weight->nb[1], 0, input, 0, 1);
-    return result;
+// Rows of a weight that a thread takes for itself.
+row_range thread_rows(const ggml_tensor * weight, int64_t n, int ith, int nth) {
+    return row_range(n, ith, nth, is_repacked(weight) ? repacked_group : 1);
 }
 
-packed_input pack_norm_input(const ggml_tensor * dst, const norm_params & norm) {
-    const ggml_tensor * weight = dst->src[0];
-    const ggml_tensor * y      = dst->src[1];
-    const ggml_tensor * h      = dst->src[2];
-    const ggml_tensor * h_ins  = dst->src[3];
-    const ggml_tensor * w_ins  = dst->src[4];
+// out[i] = row (begin + i) of the weight times a packed column
+void multiply(const ggml_tensor * weight, int64_t begin, int64_t end, const char * input, float * out) {
+    if (is_repacked(weight)) {
+        repacked_product(weight, begin, end, input, out);
+        return;
+    }
+    const auto vec_dot = ggml_get_type_traits_cpu(weight->type)->vec_dot;
+    for (int64_t row = begin; row < end; ++row) {
+        vec_dot(int(weight->ne[0]), out + (row - begin), 0, (const char *) weight->data + size_t(row)*weight->nb[1], 0,
+                input, 0, 1);
+    }
+}
+
+packed_input pack_norm_input(const ggml_tensor * dst, const block_weight & weight) {
+    const ggml_tensor * y     = dst->src[0];
+    const ggml_tensor * h     = dst->src[1];
+    const ggml_tensor * h_ins = dst->src[2];
+    const ggml_tensor * w_ins = dst->src[3];
 
     thread_local std::vector<float> y_ins;
     y_ins.resize(size_t(h_ins->ne[0]));
 
-    packed_input input(weight, dst->ne[1]);
+    packed_input input(weight.tensor, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
-        norm_inserted(y_ins.data(), h, h_ins, w_ins, i, norm.eps);
+        norm_inserted(y_ins.data(), h, h_ins, w_ins, i, weight.norm.eps);
         input.pack(i, column(y, i), y->ne[0], y_ins.data(), h_ins->ne[0]);
     }
     return input;
@@ -124,47 +149,53 @@ void compute_partial_norm(ggml_tensor * dst, int ith, int nth, void * userdata) 
 }
 
 void compute_norm_mul_mat(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * weight = dst->src[0];
-    const packed_input  input  = pack_norm_input(dst, *static_cast<const norm_params *>(userdata));
+    const auto &        block  = *static_cast<const block_weight *>(userdata);
+    const ggml_tensor * weight = block.tensor;
+    const packed_input  input  = pack_norm_input(dst, block);
 
-    const row_range rows(weight->ne[1], ith, nth);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-        for (int64_t i = 0; i < dst->ne[1]; ++i) {
-            column(dst, i)[row] = dot(weight, row, input[i]);
-        }
+    const row_range rows = thread_rows(weight, weight->ne[1], ith, nth);
+    for (int64_t i = 0; i < dst->ne[1]; ++i) {
+        multiply(weight, rows.begin, rows.end, input[i], column(dst, i) + rows.begin);
     }
 }
 
 void compute_norm_swiglu(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * weight = dst->src[0];
-    const packed_input  input  = pack_norm_input(dst, *static_cast<const norm_params *>(userdata));
+    const auto &        block  = *static_cast<const block_weight *>(userdata);
+    const ggml_tensor * weight = block.tensor;
+    const packed_input  input  = pack_norm_input(dst, block);
 
-    const row_range rows(dst->ne[0], ith, nth);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-        for (int64_t i = 0; i < dst->ne[1]; ++i) {
-            const float gate = dot(weight, row,              input[i]);
-            const float up   = dot(weight, row + dst->ne[0], input[i]);
+    const int64_t   n    = dst->ne[0];
+    const row_range rows = thread_rows(weight, n, ith, nth);
 
-            column(dst, i)[row] = gate/(1.0f + expf(-gate))*up;
+    thread_local std::vector<float> up;
+    up.resize(size_t(rows.end - rows.begin));
+    for (int64_t i = 0; i < dst->ne[1]; ++i) {
+        float * out = column(dst, i) + rows.begin;
+        multiply(weight, rows.begin,     rows.end,     input[i], out); // gate
+        multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
+        for (size_t j = 0; j < up.size(); ++j) {
+            out[j] = out[j]/(1.0f + expf(-out[j]))*up[j];
         }
     }
 }
 
-void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void *) {
-    const ggml_tensor * weight   = dst->src[0];
-    const ggml_tensor * a        = dst->src[1];
-    const ggml_tensor * b        = dst->src[2];
-    const ggml_tensor * residual = dst->src[3];
+void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const ggml_tensor * weight   = static_cast<const block_weight *>(userdata)->tensor;
+    const ggml_tensor * a        = dst->src[0];
+    const ggml_tensor * b        = dst->src[1];
+    const ggml_tensor * residual = dst->src[2];
 
     packed_input input(weight, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
         input.pack(i, column(a, i), a->ne[0], column(b, i), b->ne[0]);
     }
 
-    const row_range rows(weight->ne[1], ith, nth);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-        for (int64_t i = 0; i < dst->ne[1]; ++i) {
-            column(dst, i)[row] = column(residual, i)[row] + dot(weight, row, input[i]);
+    const row_range rows = thread_rows(weight, weight->ne[1], ith, nth);
+    for (int64_t i = 0; i < dst->ne[1]; ++i) {
+        float * out = column(dst, i);
+        multiply(weight, rows.begin, rows.end, input[i], out + rows.begin);
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            out[row] += column(residual, i)[row];
         }
     }
 }
@@ -182,9 +213,9 @@ void compute_concat(ggml_tensor * dst, int ith, int nth, void *) {
 
 template <size_t n>
 ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor * (&args)[n], ggml_custom_op_t fun,
-        const norm_params * norm) {
+        const void * userdata) {
     return ggml_custom_4d(ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, int(n), fun, GGML_N_TASKS_MAX,
-            const_cast<norm_params *>(norm));
+            const_cast<void *>(userdata));
 }
 
 } // namespace
@@ -194,20 +225,20 @@ ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const 
     return custom(ctx, in.h_ins->ne[0], in.h->ne[1], args, compute_partial_norm, &norm);
 }
 
-ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm) {
-    ggml_tensor * args[] = { weight, in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, weight->ne[1], in.y->ne[1], args, compute_norm_mul_mat, &norm);
+ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
+    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
+    return custom(ctx, weight.tensor->ne[1], in.y->ne[1], args, compute_norm_mul_mat, &weight);
 }
 
-ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm) {
-    ggml_tensor * args[] = { weight, in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, weight->ne[1]/2, in.y->ne[1], args, compute_norm_swiglu, &norm);
+ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
+    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
+    return custom(ctx, weight.tensor->ne[1]/2, in.y->ne[1], args, compute_norm_swiglu, &weight);
 }
 
-ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * a, ggml_tensor * b,
+ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual) {
-    ggml_tensor * args[] = { weight, a, b, residual };
-    return custom(ctx, weight->ne[1], a->ne[1], args, compute_concat_mul_mat_add, nullptr);
+    ggml_tensor * args[] = { a, b, residual };
+    return custom(ctx, weight.tensor->ne[1], a->ne[1], args, compute_concat_mul_mat_add, &weight);
 }
 
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
@@ -216,8 +247,14 @@ ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
 }
 
 bool cpu_readable(const ggml_tensor * weight) {
-    return weight->buffer != nullptr && ggml_backend_buffer_is_host(weight->buffer) &&
-        ggml_get_type_traits_cpu(weight->type)->vec_dot != nullptr;
+    return weight->buffer != nullptr && ggml_backend_buffer_is_host(weight->buffer);
+}
+
+bool cpu_multipliable(const ggml_tensor * weight, int64_t parts) {
+    if (is_repacked(weight)) {
+        return weight->ne[1] % (parts*repacked_group) == 0;
+    }
+    return cpu_readable(weight) && ggml_get_type_traits_cpu(weight->type)->vec_dot != nullptr;
 }
 
 } // namespace otter

@@ -14,6 +14,13 @@ struct norm_params {
     float eps = 0.0f;
 };
 
+// A weight that fused nodes multiply with. They take it as their user data, not as a source: the scheduler would refuse a
+// source that ggml has rearranged. So it must outlive every graph.
+struct block_weight {
+    ggml_tensor * tensor = nullptr; // null where nothing is inserted
+    norm_params   norm;
+};
+
 // Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
 // normed by it (partial norm: y' = w' * h' / rms(h)).
 struct norm_input {
@@ -27,19 +34,22 @@ struct norm_input {
 ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const norm_params & norm);
 
 // weight @ [y, y'] -> [rows, T]
-ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm);
+ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
 // silu(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
-ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, ggml_tensor * weight, const norm_input & in, const norm_params & norm);
+ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
 // residual + weight @ [a, b] -> [rows, T]
-ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, ggml_tensor * weight, ggml_tensor * a, ggml_tensor * b,
+ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual);
 
 // [a, b] -> [columns of a + columns of b, T]
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);
 
-// Can the fused products read this weight? (plain rows in host memory, with a dot product for the type)
+// Do the weight's plain rows stand in host memory?
 bool cpu_readable(const ggml_tensor * weight);
+
+// Can the fused products take this weight? `parts`: how many stacked matrices it holds (gate and up: 2).
+bool cpu_multipliable(const ggml_tensor * weight, int64_t parts);
 
 } // namespace otter

@@ -7,7 +7,6 @@ independent of the reward reads both. A plot goes to ./otter-demo.png. Takes abo
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -37,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="(default: auto)")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="stories shown side by side (default: 3)")
     run_flags = parser.add_argument_group("experiment")
-    run_flags.add_argument("--prompts", dest="n_prompts", type=int, metavar="N", help="story beginnings (default: 128)")
+    run_flags.add_argument("--prompts", dest="n_prompts", type=int, metavar="N", help="story beginnings (default: 200)")
     run_flags.add_argument("-n", "--predict", dest="max_tokens", type=int, metavar="N", help="tokens of each (48)")
-    run_flags.add_argument("-w", "--weight", type=_common.number, help="logits per unit of reward (default: 2)")
+    run_flags.add_argument("-w", "--weight", type=_common.number, help="logits per unit of reward (default: 3)")
     run_flags.add_argument("--candidates", dest="n_candidates", type=int, metavar="N", help="to choose from (10)")
     run_flags.add_argument("--temp", dest="temperature", type=_common.number, metavar="N", help="temperature (0.8)")
     run_flags.add_argument("-s", "--seed", type=int, help="of the first prompt (default: 1)")
@@ -146,8 +145,8 @@ def _report(experiment: Experiment, result: dict[str, Any], args: argparse.Names
     from ._colour import RESET, colour_at, foreground, wants_colour
 
     def paint(text: str, reward: float) -> str:
-        # The demo's rewards are calibrated to mean 0 and deviation 1.
-        return f"{foreground(colour_at(0.5 + 0.5 * math.tanh(reward)))}{text}{RESET}"
+        # The demo's rewards lie between -1 and 1.
+        return f"{foreground(colour_at((reward + 1) / 2))}{text}{RESET}"
 
     coloured = wants_colour(args.color, sys.stdout)
     verdict = "identical, bit for bit" if result["base_logits_identical"] else "NOT identical"

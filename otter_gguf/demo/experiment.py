@@ -23,13 +23,13 @@ _GRAM = 3
 class Settings:
     """What is run. Both sides draw from the same number of candidates at the same temperature."""
 
-    n_prompts: int = 128
+    n_prompts: int = 200
     max_tokens: int = 48
     """At most so many tokens a continuation; a story may end earlier."""
     temperature: float = 0.8
     n_candidates: int = 10
     """Plain decoding: ``top_k``. Guided decoding: candidates whose rewards are looked at."""
-    weight: float = 2.0
+    weight: float = 3.0
     """Logits per unit of reward."""
     seed: int = 1
     """Prompt i is continued with seed + i, on both sides."""
@@ -39,6 +39,8 @@ class Settings:
             raise ConfigError(f"--prompts {self.n_prompts}: a standard error needs at least 2")
         if self.max_tokens < 1:
             raise ConfigError(f"-n {self.max_tokens}: expected at least 1 token")
+        if self.n_candidates < 1:
+            raise ConfigError(f"--candidates {self.n_candidates}: expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _draw_rewards(axes: Any, sides: dict[str, Side]) -> None:
         axes.fill_between(places, low, high, color=COLORS[name], alpha=0.25, linewidth=0)
         axes.plot(places, means, color=COLORS[name], linewidth=2, label=name)
     _label(axes, "The model's own reward, token by token", "tokens of the continuation", "mean reward ± standard error")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="center right")
 
 
 def _columns(side: Side) -> list[list[float]]:

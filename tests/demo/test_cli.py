@@ -50,7 +50,7 @@ def test_colour_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
         (["--prompts", "100000"], "the demo ships"),
         (["-n", "0"], "at least 1 token"),
         (["-o", "no/such/folder/x.png"], "does not exist"),
-        (["--candidates", "0"], "n_candidates"),
+        (["--candidates", "0"], "--candidates 0: expected at least 1"),
     ],
 )
 def test_wrong_input_is_one_line_and_2(wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,10 @@ def test_json_has_the_promised_keys() -> None:
         assert {"judge_mean", "judge_se", "judge_unseen_mean", "ms_per_token", "reward_mean"} <= result[name].keys()
 
 
-@pytest.mark.parametrize(("wrong", "named"), [({"n_prompts": 1}, "--prompts"), ({"max_tokens": 0}, "-n 0")])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"n_prompts": 1}, "--prompts"), ({"max_tokens": 0}, "-n 0"), ({"n_candidates": 0}, "--candidates")],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, int], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Settings(**wrong)

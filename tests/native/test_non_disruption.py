@@ -10,6 +10,7 @@ import pytest
 from otter_gguf.converters.adapter import convert_adapter
 
 from otter_gguf import _native
+from otter_gguf.config import HeadConfig
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.sidecar import read_insertion
@@ -115,6 +116,24 @@ def test_rewards_follow_their_sequence(tmp_path: Path) -> None:
     feed(context, tokens[30:], 30, sequences=3)
     _, expected = feed_chunks(open_otter(base, sidecar, CONFIG), tokens, 60)
     assert np.abs(context.rewards() - expected[30:]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_fused_nodes_and_matrix_kernels_agree(outtype: str, tmp_path: Path) -> None:
+    """A few tokens take fused nodes, which read plain rows, or Q4_0 as ggml has rearranged it; many take ggml's."""
+    base, sidecar = tmp_path / "base.gguf", tmp_path / "other.otter.gguf"
+    write_base(base)
+    config = insertion(n_ff=(32, 36), heads=(HeadConfig(),))  # 36: gate and up are no whole groups of rearranged rows
+    tensors = {name: 0.3 * values for name, values in adapter_tensors(config).items()}
+    write_adapter(tmp_path / "adapter", config, tensors)
+    with BaseFiles.open(base) as files:
+        convert_adapter(tmp_path / "adapter", sidecar, files, outtype=outtype)
+    tokens = random_tokens(80)
+    _, many = feed_chunks(open_otter(base, sidecar, config), tokens, 80)
+    for size in (1, 3):
+        logits, few = feed_chunks(open_otter(base, sidecar, config), tokens, size)
+        assert np.abs(few - many).max() <= 0.02 * many.std()
+        assert np.array_equal(logits, base_logits(open_base(base), tokens, size))
 
 
 def test_rewards_off_leaves_the_cache_filled(tmp_path: Path) -> None:
