@@ -203,8 +203,8 @@ Written by `python benchmarks/report.py --output docs/benchmarks.md`; do not edi
 
 Random weights of Llama 3.2 1B's geometry, base Q4_0; inserted in every layer: width 64, one KV head, inner size 256;
 one value head. Ratio: time with rewards over time of the same base without, median of neighbouring pairs in one
-process, mean of two rounds with either side loaded first ({n_gen} single tokens, {n_prompt} prompts of {prompt} tokens a round).
-Floor: bytes of weights read a token, with over without. {recommendation}
+process, mean of two rounds with either side loaded first ({n_gen} single tokens, {n_prompt} prompts of {prompt} tokens
+a round). Floor: bytes of weights read a token, with over without. {recommendation}
 
 {speed}
 

@@ -19,13 +19,13 @@ def test_bench_measures_both_sides() -> None:
     assert data["decode"]["test"] == "tg16"
     assert data["prefill"]["test"] == "pp64"
     assert data["decode"]["pairs"] == 96  # two rounds
-    assert data["prefill"]["pairs"] == 3
+    assert data["prefill"]["pairs"] == 6
     assert data["decode"]["ratio"] > 0
     assert 0 < data["python"]["share"] < 1
     assert data["n_rewards"] == 1
     assert data["otter_n_params"] > 0
     assert data["floor"] > 1
-    assert len(lines) == 3
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize(("n_prompt", "n_gen", "present"), [(0, 4, {"decode"}), (8, 0, {"prefill"})])

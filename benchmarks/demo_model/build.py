@@ -1,7 +1,7 @@
 """Build the demo model that otter-gguf ships: base, insertion, GGUF files, prompts.
 
-    python benchmarks/demo_model/build.py              # about 40 minutes on one core; results into otter_gguf/demo
-    python benchmarks/demo_model/build.py --stories 200 --pairs 64 --work /tmp/work --output /tmp/demo   # a trial
+    python benchmarks/demo_model/build.py              # about 20 minutes on one core; results into otter_gguf/demo
+    python benchmarks/demo_model/build.py --stories 600 --pairs 16 --work trial --output trial/demo   # half a minute
 
 Every step writes into ``--work`` and is skipped when its result is there. CPU only, one thread, fixed seeds: the same
 machine gives the same files. Needs the ``train`` extra.
