@@ -41,7 +41,7 @@ from otter_gguf.gguf.base import BaseFiles
 SIDECAR_TYPES = ("Q8_0", "Q4_0")
 RECOMMENDED = "Q8_0"
 RECOMMENDATION = """Recommended: Q8_0 (what `--outtype auto` writes);
-beside a Q4_0 base, where its rounding is small against the base's own, Q4_0 is the faster choice."""
+beside a Q4_0 base, where decoding speed counts, Q4_0 (`--outtype q4_0`): what each rounds away stands below."""
 SCORED_TOKENS = 8000
 MIB = 2**20
 
