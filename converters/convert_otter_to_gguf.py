@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Convert adapters, widened checkpoints and base models to GGUF: `otter-gguf convert`, and a script in a clone."""
+"""Convert adapters, widened checkpoints and base models to GGUF, and sidecars back: `otter-gguf convert`.
+
+In a clone it is also a script.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,33 @@ if __package__ in (None, ""):  # run as a script: the folder's own modules are f
 
 from otter_gguf.errors import ConfigError, FileError, OtterError
 
-HELP = "convert an adapter, a widened checkpoint or a Hugging Face base to GGUF"
+HELP = "convert an adapter, a widened checkpoint or a Hugging Face base to GGUF, or a sidecar back"
 
 _OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
 _DESCRIPTION = f"""{HELP}.
 
 The kind of the input is found in the folder: an adapter (otter_config.json) or a widened checkpoint (config.json with
-"otter") gives a sidecar and needs --base; any other Hugging Face model gives a base GGUF, by llama.cpp's converter."""
+"otter") gives a sidecar and needs --base; any other Hugging Face model gives a base GGUF, by llama.cpp's converter.
+--to-adapter makes an adapter folder of a sidecar or a merged file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``otter-gguf convert``."""
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("input", type=Path, metavar="FOLDER", help="adapter, widened checkpoint or Hugging Face model")
-    parser.add_argument("-o", "--outfile", type=Path, metavar="FILE", help="file to write (default: inside FOLDER)")
+    parser.add_argument(
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="folder of an adapter, a widened checkpoint or a Hugging Face model; with --to-adapter a GGUF file",
+    )
+    parser.add_argument(
+        "-o",
+        "--outfile",
+        type=Path,
+        metavar="PATH",
+        help="file to write (default: inside INPUT), or folder of the adapter (default: beside INPUT)",
+    )
     parser.add_argument(
         "--outtype",
         choices=_OUTTYPES,
@@ -49,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="base to compare a widened checkpoint with if --base is quantized",
     )
     parser.add_argument("--merged", action="store_true", help="one file with base and sidecar (widened checkpoint)")
-    parser.add_argument("--name", default="", help="general.name of the sidecar (default: name of FOLDER)")
+    parser.add_argument("--to-adapter", action="store_true", help="write an adapter folder (sidecar, merged file)")
+    parser.add_argument("--name", default="", help="general.name of the sidecar (default: name of INPUT)")
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log of llama.cpp's converter")
 
@@ -60,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
     from otter_gguf.converters.widened import is_widened
 
     folder: Path = args.input
-    if not folder.is_dir():
-        raise FileError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: expected a folder")
-    if (folder / CONFIG_NAME).is_file():
+    if args.to_adapter:
+        target = _convert_sidecar(args)
+    elif not folder.is_dir():
+        hint = "expected a folder; an adapter is made of a sidecar or a merged file with --to-adapter"
+        raise FileError(f"{folder}: {hint if folder.exists() else 'no such folder'}")
+    elif (folder / CONFIG_NAME).is_file():
         target = _convert_adapter(args)
     elif is_widened(folder):
         target = _convert_widened(args)
@@ -115,6 +134,21 @@ def _convert_base(args: argparse.Namespace) -> Path:
         raise ConfigError(f'{args.input} is a base (no otter_config.json, no "otter" in config.json): no {options}')
     target = _target(args, "gguf" if args.outtype == "auto" else f"{args.outtype.upper()}.gguf")
     convert_base(args.input, target, outtype=args.outtype, verbose=args.verbose, force=args.force)
+    return target
+
+
+def _convert_sidecar(args: argparse.Namespace) -> Path:
+    from otter_gguf.converters.sidecar import convert_sidecar
+
+    given = [name for name in ("base", "base_outfile", "base_hf", "merged", "name") if getattr(args, name)]
+    given += ["outtype"] if args.outtype != "auto" else []
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"--to-adapter: an adapter is F32 and needs nothing but the sidecar: no {options}")
+    source: Path = args.input
+    stem = source.name.removesuffix(".gguf").removesuffix(".otter")
+    target: Path = args.outfile or source.with_name(f"{stem}-adapter")
+    convert_sidecar(source, target, force=args.force)
     return target
 
 

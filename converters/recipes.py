@@ -69,9 +69,11 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
             keys.FFN_DOWN.format(layer=layer): (Part(f"{hf}.mlp.down_proj.otter.weight", (width, base.n_ff + n_ff)),),
         }
     for head in config.heads:
-        shape = (len(head.labels), config.head_input_size(head))
+        shape = (config.head_rows(head), config.head_input_size(head))
         made[keys.HEAD_WEIGHT.format(name=head.name)] = (Part(f"heads.{head.name}.otter.weight", shape),)
         made[keys.HEAD_BIAS.format(name=head.name)] = (Part(f"heads.{head.name}.otter.bias", shape[:1]),)
+        table = Part(f"heads.{head.name}.table.otter.weight", (base.n_vocab, head.rank))
+        made[keys.HEAD_TABLE.format(name=head.name)] = (table,)
     return {name: made[name] for name in expected_tensors(config)}
 
 

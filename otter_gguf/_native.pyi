@@ -97,8 +97,9 @@ def dequantize(data: memoryview | bytes, type: str, n_columns: int) -> Float32:
 
 @final
 class HeadSpec:
+    """``rank`` of at least 1: a vocabulary head, which has one label. Activations: none, sigmoid, tanh, softmax."""
     def __init__(
-        self, *, name: str, input: str, activation: str, scale: Sequence[float], shift: Sequence[float]
+        self, *, name: str, input: str, activation: str, scale: Sequence[float], shift: Sequence[float], rank: int = 0
     ) -> None: ...
 
 @final
@@ -147,7 +148,8 @@ class Model:
     @property
     def n_layer(self) -> int: ...
     @property
-    def n_rewards(self) -> int: ...
+    def n_rewards(self) -> int:
+        """Rewards of a token: the labels of all value heads."""
     @property
     def n_params(self) -> int: ...
     @property
@@ -208,12 +210,23 @@ class Context:
     def logits(self) -> Float32:
         """(outputs, n_vocab): a read-only view, valid until the next decode; copy to keep."""
     def rewards(self) -> Float32:
-        """(outputs, n_rewards): calibrated rewards of the last decode."""
+        """(outputs, n_rewards): calibrated rewards of the last decode, of the value heads."""
+    def queries(self, head: int) -> Float32:
+        """(outputs, rank + 1): what a vocabulary head made of each state of the last decode, raw. ``head`` counts
+        vocabulary heads alone. ``ConfigError`` if there is no such head, or the last decode gave no rewards."""
+    def vocabulary_scores(self, head: int, row: int, candidates: Int32 | None = None) -> Float32:
+        """Scores of next tokens after the token of an output row: (k,) of the candidates, or (n_vocab,) of all.
+
+        ``score(v) = scale * activation(<query[:rank], table[v]> + query[rank]) + shift``, the reward that the value
+        head of the same label is expected to give after v. Table rows are dequantized to float32. GIL released.
+        ``ConfigError`` also if there is no such row, or a candidate is outside the vocabulary."""
     def hidden_states(self) -> tuple[Float32, Float32]:
         """(outputs, d) final normed h and (outputs, e) final normed h'; model opened with hidden_states=True."""
     def score(self, tokens: Int32, *, sequence: int = 0, position: int = 0) -> Float32:
         """Rewards (n, n_rewards) of every token, without the output projection; KV cache filled. Any length: fed in
-        chunks of n_batch."""
+        chunks of n_ubatch. ``position``: the sequence's next one, any where it is empty. A refused call
+        (``ConfigError``, ``ContextFullError``) leaves the cache as it was; a failure midway takes all its tokens out.
+        A cache without room is found midway."""
     def sequence_copy(self, source: int, target: int, begin: int = -1, end: int = -1) -> None: ...
     def sequence_remove(self, sequence: int, begin: int = -1, end: int = -1) -> bool: ...
     def sequence_keep(self, sequence: int) -> None: ...

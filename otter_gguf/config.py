@@ -12,18 +12,21 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
 StateSource = Literal["slice", "table"]
 HeadInput = Literal["inserted", "base", "both"]
-Activation = Literal["none", "sigmoid", "tanh"]
+Activation = Literal["none", "sigmoid", "tanh", "softmax"]
+HeadKind = Literal["value", "vocabulary"]
 
 MAX_LAYERS = 512
 _HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
 MAX_LABEL = 64
+_MAX_REWARD_LABEL = MAX_LABEL + 17  # head.label
 
 
 def is_head_name(name: object) -> bool:
@@ -70,44 +73,70 @@ class BaseGeometry:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A value head: one scalar a label for the prefix that ends with the token.
+    """A head on the final normed state.
 
+    A ``value`` head has one scalar a label for the prefix that ends with the token:
     ``reward = scale * activation(weight @ state + bias) + shift``, per label.
+
+    A ``vocabulary`` head predicts one reward of a value head for every possible next token v, from the state before
+    it: ``score(v) = scale * activation(<W state + c, t(v)> + <w, state> + b) + shift`` with a token table t of rank r.
     """
 
     name: str = "reward"
     """Lowercase name, at most 16 characters; part of the tensor names."""
     labels: tuple[str, ...] = ("reward",)
-    """What each scalar means."""
+    """What each scalar means; of a vocabulary head: the one entry of ``reward_labels`` that it predicts."""
     input: HeadInput = "inserted"
     """The state it reads: normed h', normed h, or both ([h, h'])."""
     activation: Activation = "none"
-    """Applied to the raw scalar."""
+    """Applied to the raw scalar; softmax: over the labels of a value head."""
     scale: tuple[float, ...] = ()
     """Calibration, one a label; empty = all 1."""
     shift: tuple[float, ...] = ()
     """Calibration, one a label; empty = all 0."""
+    kind: HeadKind = "value"
+    """What it predicts: rewards of the prefix, or a score for every next token."""
+    rank: int = 0
+    """Columns r of a vocabulary head's token table; 0 for a value head."""
 
     def __post_init__(self) -> None:
         if not is_head_name(self.name):
             raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
-        if not self.labels or len(set(self.labels)) != len(self.labels):
-            raise ConfigError(f"head {self.name!r}: labels must be unique and at least one")
-        if not all(
-            isinstance(label, str) and label.isprintable() and 0 < len(label) <= MAX_LABEL for label in self.labels
-        ):
-            raise ConfigError(f"head {self.name!r}: labels must be printable, of 1 to {MAX_LABEL} characters")
-        if self.input not in ("inserted", "base", "both"):
-            raise ConfigError(f"head {self.name!r}: input {self.input!r}, expected inserted, base or both")
-        if self.activation not in ("none", "sigmoid", "tanh"):
-            raise ConfigError(f"head {self.name!r}: activation {self.activation!r}, expected none, sigmoid or tanh")
         object.__setattr__(self, "labels", tuple(self.labels))
+        for problem in self._problems():
+            raise ConfigError(f"head {self.name!r}: {problem}")
         object.__setattr__(self, "scale", tuple(float(x) for x in self.scale) or (1.0,) * len(self.labels))
         object.__setattr__(self, "shift", tuple(float(x) for x in self.shift) or (0.0,) * len(self.labels))
         for field in ("scale", "shift"):
             values = getattr(self, field)
             if len(values) != len(self.labels) or not all(map(math.isfinite, values)):
                 raise ConfigError(f"head {self.name!r}: {field} needs {len(self.labels)} finite numbers")
+
+    def _problems(self) -> Iterator[str]:
+        if self.kind not in get_args(HeadKind):
+            yield f"kind {self.kind!r}, expected value or vocabulary"
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            yield "labels must be unique and at least one"
+        longest = MAX_LABEL if self.kind == "value" else _MAX_REWARD_LABEL
+        if not all(
+            isinstance(label, str) and label.isprintable() and 0 < len(label) <= longest for label in self.labels
+        ):
+            yield f"labels must be printable, of 1 to {longest} characters"
+        if self.input not in get_args(HeadInput):
+            yield f"input {self.input!r}, expected inserted, base or both"
+        if self.activation not in get_args(Activation):
+            yield f"activation {self.activation!r}, expected none, sigmoid, tanh or softmax"
+        if self.activation == "softmax" and (self.kind != "value" or len(self.labels) < 2):
+            yield "softmax needs a value head with at least 2 labels"
+        if self.kind == "vocabulary" and len(self.labels) != 1:
+            yield "a vocabulary head has exactly one label, the reward that it predicts"
+        if type(self.rank) is not int or (self.rank < 1) == (self.kind == "vocabulary") or self.rank < 0:
+            yield f"rank is {self.rank!r}, expected at least 1 for a vocabulary head and 0 for a value head"
+
+
+def _score_activation(source: HeadConfig) -> Activation:
+    """The activation of scores that predict one reward of ``source``; one label of a softmax is a sigmoid."""
+    return "sigmoid" if source.activation == "softmax" else source.activation
 
 
 @dataclass(frozen=True)
@@ -163,10 +192,21 @@ class InsertionConfig:
             problems.append("two heads share a name")
         if self.width == 0 and any(head.input != "base" for head in self.heads):
             problems.append("width is 0, so every head must read input 'base'")
+        problems += self._vocabulary_problems()
         inserted_layers = sum(1 for k in self.n_head_kv if k)
         if base.n_layer + inserted_layers > MAX_LAYERS:
             problems.append(f"{base.n_layer} layers + {inserted_layers} inserted exceed llama.cpp's {MAX_LAYERS}")
         return problems
+
+    def _vocabulary_problems(self) -> Iterator[str]:
+        for head in self.vocabulary_heads:
+            if head.labels[0] not in self.reward_labels:
+                known = ", ".join(self.reward_labels) or "none"
+                yield f"head {head.name!r} predicts {head.labels[0]!r}, which is no reward of a value head ({known})"
+            elif head.activation not in ("none", _score_activation(self.reward_source(head.labels[0])[0])):
+                yield f"head {head.name!r}: activation {head.activation}, expected that of the reward, or none"
+            if head.rank > self.base.n_embd:
+                yield f"head {head.name!r}: rank {head.rank} exceeds the base's width {self.base.n_embd}"
 
     @classmethod
     def uniform(
@@ -181,18 +221,33 @@ class InsertionConfig:
         return cls(base, width, (n_head_kv,) * base.n_layer, (n_ff,) * base.n_layer, **kwargs)
 
     @property
+    def value_heads(self) -> tuple[HeadConfig, ...]:
+        """The heads whose scalars are the rewards."""
+        return tuple(head for head in self.heads if head.kind == "value")
+
+    @property
+    def vocabulary_heads(self) -> tuple[HeadConfig, ...]:
+        """The heads that score every possible next token."""
+        return tuple(head for head in self.heads if head.kind == "vocabulary")
+
+    @property
     def n_rewards(self) -> int:
-        """Scalars a token, all heads together."""
-        return sum(len(head.labels) for head in self.heads)
+        """Scalars a token, all value heads together."""
+        return sum(len(head.labels) for head in self.value_heads)
 
     @property
     def reward_labels(self) -> tuple[str, ...]:
-        """``head.label`` for each scalar, in output order; plain ``head`` where a head has one label."""
+        """``head.label`` for each scalar, in output order; plain ``head`` where a value head has one label."""
         return tuple(
             head.name if len(head.labels) == 1 else f"{head.name}.{label}"
-            for head in self.heads
+            for head in self.value_heads
             for label in head.labels
         )
+
+    def reward_source(self, label: str) -> tuple[HeadConfig, int]:
+        """The value head and the index of its label behind an entry of ``reward_labels``; ``KeyError`` if unknown."""
+        scalars = [(head, index) for head in self.value_heads for index in range(len(head.labels))]
+        return dict(zip(self.reward_labels, scalars, strict=True))[label]
 
     def n_query_heads(self, layer: int) -> int:
         """Inserted query heads g*k' of a layer."""
@@ -201,6 +256,10 @@ class InsertionConfig:
     def head_input_size(self, head: HeadConfig) -> int:
         """Columns of a head's matrix."""
         return {"inserted": self.width, "base": self.base.n_embd, "both": self.base.n_embd + self.width}[head.input]
+
+    def head_rows(self, head: HeadConfig) -> int:
+        """Rows of a head's matrix: one a label, or W and w of a vocabulary head."""
+        return head.rank + 1 if head.kind == "vocabulary" else len(head.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for ``otter_config.json``."""

@@ -106,6 +106,12 @@ class Otter:
         return self.insertion.reward_labels if self.insertion else ()
 
     @property
+    def vocabulary_heads(self) -> tuple[str, ...]:
+        """Names of the heads that score every next token. The index of a name is the ``head`` of ``queries`` and
+        ``vocabulary_scores`` of :attr:`context`."""
+        return tuple(head.name for head in self.insertion.vocabulary_heads) if self.insertion else ()
+
+    @property
     def last_rewards(self) -> list[float]:
         """The rewards of the text as it stands in the context; empty for a plain model."""
         return [float(reward) for reward in self._text.rewards]

@@ -72,7 +72,7 @@ def test_head_only_reads_the_base() -> None:
         ({"labels": ("a\x1b[2J",)}, "printable"),
         ({"labels": (1,)}, "printable"),
         ({"input": "h"}, "expected inserted, base or both"),
-        ({"activation": "relu"}, "expected none, sigmoid or tanh"),
+        ({"activation": "relu"}, "expected none, sigmoid, tanh or softmax"),
         ({"scale": (1.0, 2.0)}, "needs 1 finite"),
         ({"shift": (float("nan"),)}, "needs 1 finite"),
     ],
@@ -97,3 +97,81 @@ def test_bad_geometry_is_refused() -> None:
 def test_damaged_json_is_refused(wreck: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         InsertionConfig.from_dict(config().to_dict() | wreck)
+
+
+NEXT = HeadConfig("next", ("safety.help",), "both", kind="vocabulary", rank=8)
+SAFETY = HeadConfig("safety", ("harm", "help"), "both")
+
+
+def test_vocabulary_heads_are_no_rewards() -> None:
+    whole = config(heads=(NEXT, HeadConfig(), SAFETY))
+    assert whole.n_rewards == 3
+    assert whole.reward_labels == ("reward", "safety.harm", "safety.help")
+    assert whole.vocabulary_heads == (NEXT,)
+    assert whole.value_heads == (HeadConfig(), SAFETY)
+    assert [whole.head_rows(head) for head in whole.heads] == [9, 1, 2]
+    assert whole.reward_source("safety.help") == (SAFETY, 1)
+    assert whole.reward_source("reward") == (HeadConfig(), 0)
+    with pytest.raises(KeyError):
+        whole.reward_source("help")
+    assert InsertionConfig.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+
+
+def test_files_from_before_vocabulary_heads_hold_value_heads() -> None:
+    whole = config(heads=(HeadConfig(), SAFETY))
+    old = whole.to_dict()
+    for head in old["heads"]:
+        del head["kind"], head["rank"]
+    assert InsertionConfig.from_dict(old) == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "draft"}, "kind 'draft', expected value or vocabulary"),
+        ({"kind": "vocabulary"}, "rank is 0, expected at least 1"),
+        ({"kind": "vocabulary", "rank": -1}, "rank is -1"),
+        ({"kind": "vocabulary", "rank": 1.5}, "rank is 1.5"),
+        ({"kind": "vocabulary", "rank": True}, "rank is True"),
+        ({"rank": 8}, "rank is 8, expected at least 1 for a vocabulary head and 0"),
+        ({"kind": "vocabulary", "rank": 8, "labels": ("a", "b")}, "exactly one label"),
+        ({"kind": "vocabulary", "rank": 8, "activation": "softmax"}, "softmax needs a value head"),
+        ({"activation": "softmax"}, "at least 2 labels"),
+        ({"labels": ("x" * 65,)}, "of 1 to 64 characters"),
+    ],
+)
+def test_bad_kinds_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HeadConfig(**fields)
+
+
+def test_softmax_over_labels() -> None:
+    assert HeadConfig(labels=("a", "b"), activation="softmax").activation == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ((NEXT,), "predicts 'safety.help', which is no reward of a value head .none."),
+        ((HeadConfig(), NEXT), "no reward of a value head .reward."),
+        ((SAFETY, HeadConfig("next", ("safety",), kind="vocabulary", rank=8)), "'safety', which is no reward"),
+        ((HeadConfig(), HeadConfig("next", ("next",), kind="vocabulary", rank=8)), "'next', which is no reward"),
+        ((HeadConfig(), HeadConfig("next", kind="vocabulary", rank=65)), "rank 65 exceeds the base's width 64"),
+        (
+            (HeadConfig(), HeadConfig("next", activation="tanh", kind="vocabulary", rank=8)),
+            "activation tanh, expected that of the reward, or none",
+        ),
+    ],
+)
+def test_a_vocabulary_head_predicts_a_reward_that_is_there(heads: tuple[HeadConfig, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(heads=heads)
+
+
+def test_the_longest_reward_can_be_predicted() -> None:
+    label = "x" * 64
+    heads = (
+        HeadConfig("y" * 16, (label, "short")),
+        HeadConfig("n", ("y" * 16 + f".{label}",), kind="vocabulary", rank=1),
+    )
+    assert config(heads=heads).vocabulary_heads == heads[1:]

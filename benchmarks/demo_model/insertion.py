@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.training import geometry, insert
-from otter_gguf.training.data import tokenise_pairs
+from otter_gguf.training.data import tokenise_rows
 from otter_gguf.training.trainer import OtterTrainer, TrainConfig
 
 WIDTH, HEADS_KV, INNER = 32, 1, 64
@@ -41,7 +41,7 @@ def train_insertion(base: Path, pairs: Sequence[dict[str, str]], adapter: Path, 
         seed=seed,
         use_cpu=True,
     )
-    OtterTrainer(otter, arguments, tokenise_pairs(pairs, tokenizer)).train()
+    OtterTrainer(otter, arguments, tokenise_rows(pairs, tokenizer)).train()
     otter.insertion = _rescaled(otter.insertion, 1.0)
     # Where the base lies on the machine that built it is nobody's business, and differs from build to build.
     otter.config._name_or_path = "otter-gguf demo base"

@@ -134,16 +134,35 @@ std::pair<float_array, float_array> hidden_states(const py_context & self) {
     const size_t n   = size_t(ctx.n_outputs());
     const size_t d   = size_t(llama_model_n_embd(owner.get()));
     const size_t row = size_t(owner.row_size());
-    const size_t e   = row - d - size_t(owner.n_rewards());
+    const size_t n_h = size_t(owner.inserted->spec.n_head_outputs());
+    const size_t e   = row - d - n_h;
 
     float_array base     = matrix(n, d);
     float_array inserted = matrix(n, e);
     for (size_t i = 0; i < n; ++i) {
-        const float * source = ctx.rows() + i*row + owner.n_rewards();
+        const float * source = ctx.rows() + i*row + n_h;
         std::copy(source,     source + e,     inserted.mutable_data() + i*e);
         std::copy(source + e, source + e + d, base.mutable_data()     + i*d);
     }
     return { base, inserted };
+}
+
+float_array queries(const py_context & self, int32_t head) {
+    const auto & ctx = *self.get();
+    return to_array(ctx.queries(head), size_t(ctx.owner->vocabulary(head).rank()) + 1);
+}
+
+float_array vocabulary_scores(const py_context & self, int32_t head, int32_t row, const std::optional<int_array> & candidates) {
+    const int32_t   n      = candidates ? checked_length(*candidates) : 0;
+    const int32_t * tokens = candidates ? candidates->data() : nullptr;
+    const auto      ctx    = self.get();
+
+    std::vector<float> scores;
+    {
+        const py::gil_scoped_release release;
+        scores = ctx->vocabulary_scores(head, row, tokens, n);
+    }
+    return float_array(py::ssize_t(scores.size()), scores.data());
 }
 
 std::pair<int_array, float_array> top_k(const py_context & self, int32_t row, int32_t k) {
@@ -179,6 +198,8 @@ void register_context(py::module_ & module) {
             return to_array(self.get()->rewards(), size_t(self.get()->owner->n_rewards()));
         })
         .def("hidden_states", &hidden_states)
+        .def("queries", &queries, py::arg("head"))
+        .def("vocabulary_scores", &vocabulary_scores, py::arg("head"), py::arg("row"), py::arg("candidates") = py::none())
         .def("score", &score, py::arg("tokens"), py::kw_only(), py::arg("sequence") = 0, py::arg("position") = 0)
         .def("sequence_copy", [](const py_context & self, int32_t source, int32_t target, int32_t begin, int32_t end) {
             self.get()->sequence_copy(source, target, begin, end);

@@ -22,6 +22,7 @@ head_input to_head_input(const std::string & name) {
 activation to_activation(const std::string & name) {
     static const std::pair<const char *, activation> choices[] = {
         { "none", activation::none }, { "sigmoid", activation::sigmoid }, { "tanh", activation::tanh },
+        { "softmax", activation::softmax },
     };
     return by_name("activation", name, choices);
 }
@@ -34,18 +35,19 @@ llama_split_mode to_split_mode(const std::string & name) {
 }
 
 struct head_spec {
-    inserted_head      head;
-    activation         act;
-    std::vector<float> scale;
-    std::vector<float> shift;
+    inserted_head head;
+    calibration   calibrated;
 };
 
 head_spec make_head(const std::string & name, const std::string & input, const std::string & act,
-        const std::vector<float> & scale, const std::vector<float> & shift) {
+        const std::vector<float> & scale, const std::vector<float> & shift, int32_t rank) {
     if (scale.empty() || scale.size() != shift.size()) {
         throw config_error("head " + name + ": scale and shift need one number a label");
     }
-    return { { name, to_head_input(input), int32_t(scale.size()) }, to_activation(act), scale, shift };
+    if (rank < 0 || (rank > 0 && scale.size() != 1)) {
+        throw config_error("head " + name + ": a vocabulary head has one label and a rank of at least 1");
+    }
+    return { { name, to_head_input(input), int32_t(scale.size()), rank }, { to_activation(act), scale, shift } };
 }
 
 insertion make_insertion(int32_t width, const std::vector<int32_t> & n_head_kv, const std::vector<int32_t> & n_ff,
@@ -60,11 +62,7 @@ insertion make_insertion(int32_t width, const std::vector<int32_t> & n_head_kv, 
     result.spec.state_offset = state_offset;
     for (const auto & head : heads) {
         result.spec.heads.push_back(head.head);
-        for (size_t i = 0; i < head.scale.size(); ++i) {
-            result.rewards.activations.push_back(head.act);
-            result.rewards.scale.push_back(head.scale[i]);
-            result.rewards.shift.push_back(head.shift[i]);
-        }
+        result.calibrations.push_back(head.calibrated);
     }
     return result;
 }
@@ -116,7 +114,7 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
 void register_model(py::module_ & module) {
     py::class_<head_spec>(module, "HeadSpec")
         .def(py::init(&make_head), py::kw_only(), py::arg("name"), py::arg("input"), py::arg("activation"),
-            py::arg("scale"), py::arg("shift"));
+            py::arg("scale"), py::arg("shift"), py::arg("rank") = 0);
 
     py::class_<insertion>(module, "InsertionSpec")
         .def(py::init(&make_insertion), py::kw_only(), py::arg("width"), py::arg("n_head_kv"), py::arg("n_ff"),

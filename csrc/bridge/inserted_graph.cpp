@@ -152,7 +152,7 @@ ggml_tensor * inserted_graph::build_initial_state(ggml_tensor * h) {
     return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset*sizeof(float));
 }
 
-// Raw scalars of every head, [n_rewards, T]; behind them, where asked for, the final normed h' and h.
+// Raw outputs of every head, [n_head_outputs, T]; behind them, where asked for, the final normed h' and h.
 ggml_tensor * inserted_graph::build_heads(ggml_tensor * y, ggml_tensor * y_ins) {
     ggml_tensor * row = nullptr;
     const auto append = [&](ggml_tensor * cur) {

@@ -33,7 +33,7 @@ public:
         base_class::load_arch_tensors(loader);
         this->hparams.n_layer_all = n_layer_all;
 
-        part.create_tensors(*this);
+        part.create_tensors(*this, loader);
     }
 
     std::unique_ptr<llm_graph_context> build_arch_graph(const llm_graph_params & graph_params) const override {

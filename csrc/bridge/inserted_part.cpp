@@ -1,6 +1,6 @@
 #include "inserted_part.h"
 
-#include "llama-model-loader.h"
+#include "ggml-cpu.h"
 
 #include <stdexcept>
 
@@ -9,7 +9,15 @@ namespace otter {
 int32_t insertion_spec::n_rewards() const {
     int32_t n = 0;
     for (const auto & head : heads) {
-        n += head.n_labels;
+        n += head.is_vocabulary() ? 0 : head.n_labels;
+    }
+    return n;
+}
+
+int32_t insertion_spec::n_head_outputs() const {
+    int32_t n = 0;
+    for (const auto & head : heads) {
+        n += head.n_outputs();
     }
     return n;
 }
@@ -23,7 +31,7 @@ int32_t insertion_spec::n_cache_layers() const {
 }
 
 int32_t insertion_spec::row_size(int32_t n_embd) const {
-    return n_rewards() + (hidden_states ? width + n_embd : 0);
+    return n_head_outputs() + (hidden_states ? width + n_embd : 0);
 }
 
 void inserted_part::extend_hparams(llama_hparams & hparams) {
@@ -68,7 +76,25 @@ bool inserted_part::reads_inserted_state() const {
     return spec.hidden_states && spec.width > 0;
 }
 
-void inserted_part::create_tensors(llama_model_base & model) {
+static std::string table_suffix(const inserted_head & head) {
+    return "table." + head.name + ".otter.weight";
+}
+
+const ggml_tensor * token_table(const llama_model * model, const inserted_head & head) {
+    return model->get_tensor(LLM_TN(model->arch)(LLM_TENSOR_CLS, table_suffix(head).c_str()).str().c_str());
+}
+
+// No graph reads a token table, so it stays beside the CPU wherever the layers go, and is never rearranged.
+static void create_token_table(llama_model_base & model, llama_model_loader & loader, const inserted_head & head) {
+    const buft_list_t plain = {
+        { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), ggml_backend_cpu_buffer_type() },
+    };
+    const std::string suffix = table_suffix(head);
+    loader.create_tensor(model.hparams, &plain, &plain, &plain, &plain, model.tn(LLM_TENSOR_CLS, suffix.c_str()),
+            {head.rank, model.vocab.n_tokens()}, 0);
+}
+
+void inserted_part::create_tensors(llama_model_base & model, llama_model_loader & loader) {
     const auto & tn = model.tn;
     const auto & hp = model.hparams;
 
@@ -124,9 +150,12 @@ void inserted_part::create_tensors(llama_model_base & model) {
         const std::string bias   = head.name + ".otter.bias";
 
         inserted_head_tensors tensors;
-        tensors.weight = create(tn(LLM_TENSOR_CLS_OUT, weight.c_str()), {columns, head.n_labels});
-        tensors.bias   = create(tn(LLM_TENSOR_CLS_OUT, bias.c_str()),   {head.n_labels});
+        tensors.weight = create(tn(LLM_TENSOR_CLS_OUT, weight.c_str()), {columns, head.n_outputs()});
+        tensors.bias   = create(tn(LLM_TENSOR_CLS_OUT, bias.c_str()),   {head.n_outputs()});
         heads.push_back(tensors);
+        if (head.is_vocabulary()) {
+            create_token_table(model, loader, head);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #include "insertion.h"
 #include "ops/block_ops.h"
 
+#include "llama-model-loader.h"
 #include "llama-model.h"
 
 #include <vector>
@@ -24,8 +25,8 @@ struct inserted_layer {
 };
 
 struct inserted_head_tensors {
-    ggml_tensor * weight = nullptr; // [columns, labels]
-    ggml_tensor * bias   = nullptr; // [labels]
+    ggml_tensor * weight = nullptr; // [columns, outputs]
+    ggml_tensor * bias   = nullptr; // [outputs]
 };
 
 struct inserted_part {
@@ -47,7 +48,7 @@ struct inserted_part {
     void extend_hparams(llama_hparams & hparams);
 
     // Create the inserted tensors through the loader: mmap, placement and type checks are llama.cpp's own.
-    void create_tensors(llama_model_base & model);
+    void create_tensors(llama_model_base & model, llama_model_loader & loader);
 
     // Does any head, or the caller, read h' behind the last layer?
     bool reads_inserted_state() const;

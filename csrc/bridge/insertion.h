@@ -13,10 +13,16 @@ namespace otter {
 
 enum class head_input { inserted, base, both };
 
+// A value head gives one scalar a label. A vocabulary head gives a query, from which every next token is scored with
+// its row of a token table: <query[0 .. rank - 1], row> + query[rank].
 struct inserted_head {
     std::string name;
     head_input  input    = head_input::inserted;
     int32_t     n_labels = 1;
+    int32_t     rank     = 0; // columns of the token table; 0 = value head
+
+    bool    is_vocabulary() const { return rank > 0; }
+    int32_t n_outputs()     const { return is_vocabulary() ? rank + 1 : n_labels; } // floats in a row
 };
 
 // Mirrors otter_gguf.config.InsertionConfig (symbols: docs/method.md).
@@ -24,13 +30,14 @@ struct insertion_spec {
     int32_t width        = 0;     // e
     bool    state_table  = false; // h'_0 from a table [V, e], not from a slice of the embedded state
     int32_t state_offset = 0;     // first channel of the slice
-    bool    hidden_states = false; // rows carry the final normed h' and h behind the rewards
+    bool    hidden_states = false; // rows carry the final normed h' and h behind the heads' outputs
 
     std::vector<int32_t>       n_head_kv; // k' of each layer
     std::vector<int32_t>       n_ff;      // f' of each layer
     std::vector<inserted_head> heads;
 
-    int32_t n_rewards() const;
+    int32_t n_rewards() const;      // of value heads
+    int32_t n_head_outputs() const; // of all heads; they stand first in a row, in the heads' order
     int32_t n_cache_layers() const; // layers with inserted attention, each an extra layer of the KV cache
     int32_t row_size(int32_t n_embd) const;
 };
@@ -54,6 +61,9 @@ void set_reward_mode(llama_context * ctx, reward_mode mode);
 
 // Rows of the last decode, row_size floats each, in batch order.
 const float * reward_rows(llama_context * ctx);
+
+// The token table [rank, V] of a vocabulary head, in plain rows that the CPU can read.
+const ggml_tensor * token_table(const llama_model * model, const inserted_head & head);
 
 // Layers of the base alone (llama_model_n_layer also counts the inserted cache layers).
 int32_t base_n_layer(const llama_model * model, const insertion_spec & spec);

@@ -28,6 +28,9 @@ private:
     std::atomic<bool> & busy;
 };
 
+// llama_decode found the batch itself wrong and has not touched the cache.
+constexpr int32_t status_refused = -1;
+
 // llama.cpp reserves logits for this many tokens, half a megabyte each at a vocabulary of 128k.
 uint32_t effective_outputs_max(const context_options & options) {
     constexpr uint32_t few = 64;
@@ -123,6 +126,22 @@ void context::check_batch(const token_batch & batch) const {
     }
 }
 
+void context::check_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) const {
+    check_sequence(sequence);
+    const int32_t next = llama_memory_seq_pos_max(llama_get_memory(get()), sequence) + 1;
+    if (position < 0 || (next > 0 && position != next)) {
+        throw config_error("position " + std::to_string(position) + " in sequence " + std::to_string(sequence) +
+                ", expected " + (next > 0 ? "the next one, " : "0 or more; usually ") + std::to_string(next));
+    }
+    if (int64_t(position) + n_tokens > int64_t(llama_n_ctx(get()))) {
+        throw context_full_error("position " + std::to_string(int64_t(position) + n_tokens - 1) +
+                " is outside the context of " + std::to_string(llama_n_ctx(get())) + " tokens");
+    }
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        owner->check_token(tokens[i]);
+    }
+}
+
 // Take the tokens of a batch that failed half-way out of the cache again.
 void context::roll_back(const token_batch & batch) {
     std::map<int32_t, int32_t> first;
@@ -181,7 +200,9 @@ void context::run(const token_batch & batch, reward_mode mode) {
         throw context_full_error("the KV cache of " + std::to_string(llama_n_ctx(get())) + " tokens has no room for " +
                 std::to_string(batch.n_tokens) + " more");
     }
-    roll_back(batch);
+    if (status != status_refused) {
+        roll_back(batch);
+    }
     if (was_interrupted) {
         throw interrupt();
     }
@@ -199,8 +220,7 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
     if (!with_rewards) {
         throw config_error("this context gives no rewards: open the model with a sidecar and rewards on");
     }
-
-    check_sequence(sequence);
+    check_text(tokens, n_tokens, sequence, position);
 
     const int32_t n_batch   = int32_t(llama_n_ubatch(get()));
     const int32_t n_rewards = owner->n_rewards();
@@ -216,10 +236,9 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
                 positions[size_t(j)] = position + i + j;
             }
             const token_batch batch = { tokens + i, positions.data(), sequences.data(), nullptr, n };
-            check_batch(batch);
             run(batch, reward_mode::all);
             for (int32_t j = 0; j < n; ++j) {
-                owner->inserted->rewards.apply(last_rows + size_t(j)*size_t(owner->row_size()),
+                owner->inserted->rewards(last_rows + size_t(j)*size_t(owner->row_size()),
                         result.data() + size_t(i + j)*size_t(n_rewards));
             }
         }
@@ -231,28 +250,65 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
     return result;
 }
 
+void context::check_output_row(int32_t row) const {
+    if (row < 0 || row >= n_last_outputs) {
+        throw config_error("output row " + std::to_string(row) + ", the last decode gave " +
+                std::to_string(n_last_outputs));
+    }
+}
+
+void context::check_rows() const {
+    if (n_last_outputs > 0 && last_rows == nullptr) {
+        throw config_error("the last decode gave no rewards");
+    }
+}
+
 const float * context::logits() const {
     return n_last_outputs > 0 ? llama_get_logits(get()) : nullptr;
 }
 
 const float * context::logits_row(int32_t row) const {
-    if (row < 0 || row >= n_last_outputs) {
-        throw config_error("output row " + std::to_string(row) + ", the last decode gave " +
-                std::to_string(n_last_outputs));
-    }
+    check_output_row(row);
     return logits() + size_t(row)*size_t(llama_vocab_n_tokens(owner->vocab()));
 }
 
 std::vector<float> context::rewards() const {
-    if (n_last_outputs > 0 && last_rows == nullptr) {
-        throw config_error("the last decode gave no rewards");
-    }
+    check_rows();
     const size_t n_rewards = size_t(owner->n_rewards());
 
     std::vector<float> result(size_t(n_last_outputs)*n_rewards);
     for (size_t i = 0; i < size_t(n_last_outputs); ++i) {
-        owner->inserted->rewards.apply(last_rows + i*size_t(owner->row_size()), result.data() + i*n_rewards);
+        owner->inserted->rewards(last_rows + i*size_t(owner->row_size()), result.data() + i*n_rewards);
     }
+    return result;
+}
+
+std::vector<float> context::queries(int32_t head) const {
+    const auto & vocabulary = owner->vocabulary(head);
+    check_rows();
+
+    std::vector<float> result;
+    for (int32_t i = 0; i < n_last_outputs; ++i) {
+        const float * query = last_rows + size_t(i)*size_t(owner->row_size()) + vocabulary.first;
+        result.insert(result.end(), query, query + vocabulary.rank() + 1);
+    }
+    return result;
+}
+
+std::vector<float> context::vocabulary_scores(int32_t head, int32_t row, const int32_t * candidates, int32_t n) {
+    const exclusive claim(busy);
+
+    const auto & vocabulary = owner->vocabulary(head);
+    check_output_row(row);
+    check_rows();
+    if (candidates == nullptr) {
+        n = llama_vocab_n_tokens(owner->vocab());
+    } else {
+        std::for_each(candidates, candidates + n, [&](int32_t token) { owner->check_token(token); });
+    }
+
+    std::vector<float> result(static_cast<size_t>(n));
+    vocabulary.scores(last_rows + size_t(row)*size_t(owner->row_size()), candidates, n, llama_n_threads(get()), result.data());
     return result;
 }
 

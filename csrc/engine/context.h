@@ -61,6 +61,12 @@ public:
     const float *      logits_row(int32_t row) const;
     std::vector<float> rewards() const;                    // [n_outputs, n_rewards], calibrated
     const float *      rows()   const { return last_rows; } // [n_outputs, row_size], raw
+
+    // Of a vocabulary head, counted among these alone: the raw queries, [n_outputs, rank + 1], and the calibrated
+    // scores of next tokens after the token of an output row: of n candidates, or of all (null: n is ignored).
+    std::vector<float> queries(int32_t head) const;
+    std::vector<float> vocabulary_scores(int32_t head, int32_t row, const int32_t * candidates, int32_t n);
+
     int32_t            n_outputs() const { return n_last_outputs; }
 
     void sequence_copy  (int32_t source, int32_t target, int32_t begin, int32_t end);
@@ -101,6 +107,9 @@ private:
     void run(const token_batch & batch, reward_mode mode);
     void check_batch(const token_batch & batch) const;
     void check_sequence(int32_t sequence) const;
+    void check_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) const;
+    void check_output_row(int32_t row) const;
+    void check_rows() const;
     void roll_back(const token_batch & batch);
 };
 

@@ -3,22 +3,9 @@
 #include "fail.h"
 #include "log.h"
 
-#include <cmath>
 #include <stdexcept>
 
 namespace otter {
-
-void calibration::apply(const float * raw, float * rewards) const {
-    for (size_t i = 0; i < scale.size(); ++i) {
-        float value = raw[i];
-        switch (activations[i]) {
-            case activation::none:                                       break;
-            case activation::sigmoid: value = 1.0f/(1.0f + expf(-value)); break;
-            case activation::tanh:    value = tanhf(value);               break;
-        }
-        rewards[i] = scale[i]*value + shift[i];
-    }
-}
 
 namespace {
 
@@ -95,7 +82,27 @@ std::vector<element> fill_buffer(size_t guess, const fill_function & fill) {
 } // namespace
 
 model::model(const std::string & path, const model_options & options, std::optional<insertion> inserted_part) :
-    inserted(std::move(inserted_part)), handle(load(path, options, inserted), llama_model_free) {}
+    inserted(std::move(inserted_part)), handle(load(path, options, inserted), llama_model_free) {
+    if (!inserted || options.vocab_only) {
+        return;
+    }
+    int32_t first = 0;
+    for (size_t i = 0; i < inserted->spec.heads.size(); ++i) {
+        const auto & head = inserted->spec.heads[i];
+        if (head.is_vocabulary()) {
+            vocabulary_heads.push_back({ token_table(get(), head), &inserted->calibrations[i], first });
+        }
+        first += head.n_outputs();
+    }
+}
+
+const vocabulary_head & model::vocabulary(int32_t head) const {
+    if (head < 0 || size_t(head) >= vocabulary_heads.size()) {
+        throw config_error("vocabulary head " + std::to_string(head) + ", the model has " +
+                std::to_string(vocabulary_heads.size()));
+    }
+    return vocabulary_heads[size_t(head)];
+}
 
 int32_t model::n_layer() const {
     return inserted ? base_n_layer(get(), inserted->spec) : llama_model_n_layer(get());

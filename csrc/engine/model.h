@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "bridge/insertion.h"
+#include "heads.h"
 
 #include "llama.h"
 
@@ -13,22 +13,6 @@
 #include <vector>
 
 namespace otter {
-
-enum class activation { none, sigmoid, tanh };
-
-// What turns a head's raw scalars into rewards: scale * activation(raw) + shift, one entry a scalar.
-struct calibration {
-    std::vector<activation> activations;
-    std::vector<float>      scale;
-    std::vector<float>      shift;
-
-    void apply(const float * raw, float * rewards) const;
-};
-
-struct insertion {
-    insertion_spec spec;
-    calibration    rewards;
-};
 
 struct model_options {
     std::string        sidecar;
@@ -48,10 +32,16 @@ class model {
 public:
     model(const std::string & path, const model_options & options, std::optional<insertion> inserted);
 
+    model(const model &)             = delete;
+    model & operator=(const model &) = delete;
+
     llama_model       * get()   const { return handle.get(); }
     const llama_vocab * vocab() const { return llama_model_get_vocab(handle.get()); }
 
     const std::optional<insertion> inserted;
+
+    // ConfigError if there are not that many vocabulary heads
+    const vocabulary_head & vocabulary(int32_t head) const;
 
     int32_t n_layer()   const;
     int32_t n_rewards() const { return inserted ? inserted->spec.n_rewards() : 0; }
@@ -67,6 +57,8 @@ public:
 
 private:
     std::unique_ptr<llama_model, decltype(&llama_model_free)> handle;
+
+    std::vector<vocabulary_head> vocabulary_heads; // point into `inserted` and `handle`
 };
 
 } // namespace otter

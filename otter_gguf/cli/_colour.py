@@ -84,7 +84,7 @@ class RewardScale:
 
 def head_of_column(insertion: InsertionConfig, column: int) -> tuple[HeadConfig, int]:
     """The head that a reward's column belongs to, and the label's index in it."""
-    for head in insertion.heads:
+    for head in insertion.value_heads:
         if column < len(head.labels):
             return head, column
         column -= len(head.labels)

@@ -87,7 +87,8 @@ def _insertion_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
             f"{label} (scale {scale:g}, shift {shift:g})"
             for label, scale, shift in zip(head["labels"], head["scale"], head["shift"], strict=True)
         )
-        rows.append((f"head {head['name']}", f"reads {head['input']}, activation {head['activation']}: {labels}"))
+        kind = f"scores of every next token, rank {head['rank']}, " if head["kind"] == "vocabulary" else ""
+        rows.append((f"head {head['name']}", f"{kind}reads {head['input']}, activation {head['activation']}: {labels}"))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import re
 from dataclasses import dataclass, field
@@ -51,13 +52,30 @@ class InsertOptions:
     )
     head_input: HeadInput = field(default="inserted", metadata=_flags("--head-input", "the state that heads read"))
     activation: Activation = field(default="none", metadata=_flags("--activation", "applied to each reward"))
+    vocabulary_rank: int = field(
+        default=0,
+        metadata=_flags("--vocabulary-rank", "add a head of this rank that scores every possible next token; 0 = none"),
+    )
+    vocabulary_input: HeadInput = field(
+        default="both", metadata=_flags("--vocabulary-input", "the state that this head reads")
+    )
+    vocabulary_reward: str | None = field(
+        default=None, metadata=_flags("--vocabulary-reward", "the reward that it predicts (default: the first)")
+    )
     seed: int = field(default=0, metadata=_flags("-s --seed", "of everything drawn"))
+
+    def __post_init__(self) -> None:
+        given = {"vocabulary_input": "both", "vocabulary_reward": None}
+        if not self.vocabulary_rank and any(getattr(self, name) != default for name, default in given.items()):
+            raise ConfigError("--vocabulary-input and --vocabulary-reward need --vocabulary-rank")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = f"{HELP}; writes an adapter folder."
-    parser.add_argument("--base", required=True, metavar="DIR", help="Hugging Face model: folder or Hub name")
+    parser.add_argument(
+        "--base", required=True, metavar="DIR", help="Hugging Face model (folder or Hub name) or GGUF file"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     add_insert_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
@@ -119,7 +137,7 @@ def insertion_config(
     n_ff = "0" if nothing and "n_ff" not in explicit else options.n_ff
     head_input: HeadInput = "base" if nothing and "head_input" not in explicit else options.head_input
     layers = _layers(options.layers, base.n_layer)
-    return InsertionConfig(
+    config = InsertionConfig(
         base,
         options.width,
         _sizes("--kv-heads", n_head_kv, layers),
@@ -128,6 +146,22 @@ def insertion_config(
         state_source=options.state_source,
         state_offset=options.state_offset,
     )
+    if not options.vocabulary_rank:
+        return config
+    head_input = "base" if nothing and "vocabulary_input" not in explicit else options.vocabulary_input
+    head = vocabulary_head(config, options.vocabulary_rank, head_input, options.vocabulary_reward)
+    return dataclasses.replace(config, heads=(*config.heads, head))
+
+
+def vocabulary_head(config: InsertionConfig, rank: int, head_input: HeadInput, reward: str | None) -> HeadConfig:
+    """A head ``next`` that predicts a reward of ``config`` (``None``: the first), in its activation and unit."""
+    label = reward or config.reward_labels[0]
+    if label not in config.reward_labels:
+        raise ConfigError(f"--vocabulary-reward {label}: no such reward, only {', '.join(config.reward_labels)}")
+    source, index = config.reward_source(label)
+    activation: Activation = "sigmoid" if source.activation == "softmax" else source.activation
+    calibration = {"scale": source.scale[index : index + 1], "shift": source.shift[index : index + 1]}
+    return HeadConfig("next", (label,), head_input, activation, **calibration, kind="vocabulary", rank=rank)
 
 
 def _layers(text: str, n_layer: int) -> list[bool]:

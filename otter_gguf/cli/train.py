@@ -1,4 +1,4 @@
-"""``otter-gguf train``: train an insertion on preference pairs."""
+"""``otter-gguf train``: train an insertion on preference pairs, graded or classed texts, or texts in steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ConfigError, FileError
+from ..errors import ConfigError
 from ._common import add_options, given, print_json
-from .insert import InsertOptions, add_insert_arguments, insert_from, require_training, summary
+from .insert import InsertOptions, add_insert_arguments, insert_from, insertion_config, require_training, summary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from ..training import ExtraLoss, OtterModel, OtterTrainer, TrainConfig
 
-    from ..training import OtterModel, OtterTrainer, TrainConfig
+HELP = "train an insertion on preferences, grades, classes or steps"
 
-HELP = "train an insertion on preference pairs"
-
-_SHOWN = ("eval_loss", "eval_accuracy", "eval_prefix_accuracy", "eval_margin")
+_DATA = "JSONL (also .gz), Parquet, or a folder of Dataset.save_to_disk, with TRL's columns"
+_FULL_LEARNING_RATE = 2e-5
+_DISTILL = ("distill_candidates", "distill_positions", "distill_weight")
 
 
 def _flags(flags: str, text: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class TrainOptions:
 
     epochs: float = field(default=1.0, metadata=_flags("--epochs", "passes over the data"))
     max_steps: int = field(default=0, metadata=_flags("--max-steps", "optimizer steps instead of epochs; 0 = epochs"))
-    batch_size: int = field(default=8, metadata=_flags("-b --batch-size", "pairs at once on each device"))
+    batch_size: int = field(default=8, metadata=_flags("-b --batch-size", "rows at once on each device"))
     accumulate: int = field(default=1, metadata=_flags("--accumulate", "batches a step (gradient accumulation)"))
     learning_rate: float = field(default=1e-3, metadata=_flags("--lr", "peak learning rate"))
     schedule: Literal["linear", "cosine", "constant"] = field(
@@ -43,17 +43,31 @@ class TrainOptions:
     warmup: float = field(default=0.0, metadata=_flags("--warmup", "steps of warm-up; below 1 a share of all steps"))
     weight_decay: float = field(default=0.0, metadata=_flags("--weight-decay", "of AdamW"))
     loss: Literal["prefix", "final"] = field(
-        default="prefix", metadata=_flags("--loss", "Bradley-Terry at every response length, or on whole responses")
+        default="prefix", metadata=_flags("--loss", "train every response token, or whole responses (final)")
     )
-    center: float = field(default=0.0, metadata=_flags("--center", "weight of a term that keeps rewards around 0"))
+    center: float = field(
+        default=0.0, metadata=_flags("--center", "weight of a term that keeps pairs' rewards around 0")
+    )
     max_length: int = field(
-        default=1024, metadata=_flags("--max-length", "tokens of prompt and response; longer pairs are cut")
+        default=1024, metadata=_flags("--max-length", "tokens of prompt and response; longer texts are cut")
     )
     append_eos: bool = field(
         default=True, metadata=_flags("--no-eos", "do not end responses with the end-of-text token")
     )
+    step_separator: str | None = field(
+        default=None, metadata=_flags("--step-separator", "what ends each step of a text in steps; else a line break")
+    )
     calibrate: bool = field(
         default=True, metadata=_flags("--no-calibrate", "leave rewards as trained, not with mean 0 and deviation 1")
+    )
+    distill_candidates: int = field(
+        default=20, metadata=_flags("--distill-candidates", "next tokens that a vocabulary head learns at a position")
+    )
+    distill_positions: int = field(
+        default=8, metadata=_flags("--distill-positions", "positions of a text at which it learns in a step")
+    )
+    distill_weight: float = field(
+        default=0.3, metadata=_flags("--distill-weight", "weight of the vocabulary head's loss")
     )
     logging_steps: int = field(default=10, metadata=_flags("--logging-steps", "steps between lines of the log"))
     eval_steps: int = field(default=500, metadata=_flags("--eval-steps", "steps between evaluations"))
@@ -65,7 +79,7 @@ class TrainOptions:
     )
     cpu: bool = field(default=False, metadata=_flags("--cpu", "do not use a GPU"))
     threads: int = field(default=0, metadata=_flags("-t --threads", "CPU threads; 0 = torch's own choice"))
-    seed: int = field(default=0, metadata=_flags("-s --seed", "of the order of pairs and of everything drawn"))
+    seed: int = field(default=0, metadata=_flags("-s --seed", "of the order of rows and of everything drawn"))
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "accumulate": 1, "logging_steps": 1, "eval_steps": 1, "save_steps": 1, "keep": 1}
@@ -81,10 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = f"{HELP}; writes an adapter folder."
     parser.add_argument("adapter", nargs="?", type=Path, metavar="ADAPTER", help="adapter folder to start from")
-    parser.add_argument("--base", metavar="DIR", help="Hugging Face model; without ADAPTER a fresh insertion is made")
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL with prompt, chosen, rejected")
+    parser.add_argument(
+        "--base", metavar="DIR", help="Hugging Face model or GGUF file; without ADAPTER a fresh insertion is made"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=_DATA)
     parser.add_argument("--eval-data", type=Path, metavar="FILE", help="the same, held out")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="adapter folder to write")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help=f"fine-tune all of the base with heads instead of an insertion (--lr then {_FULL_LEARNING_RATE:g})",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint of --output")
     start.add_argument("--force", action="store_true", help="replace a run that is in --output")
@@ -95,7 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and save; prints the folder and the last metrics."""
-    options = TrainOptions(**given(args, TrainOptions))
+    rate = {"learning_rate": _FULL_LEARNING_RATE} if args.full else {}
+    options = TrainOptions(**{**rate, **given(args, TrainOptions)})
     _check_start(args)
     require_training()
     with contextlib.redirect_stdout(sys.stderr):  # the Trainer's log; stdout is for the result
@@ -103,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         result = trainer.train(resume_from_checkpoint=True if args.resume else None)
         metrics = {"steps": result.global_step, "train_loss": result.training_loss}
         if args.eval_data:
-            metrics.update({name: value for name, value in trainer.evaluate().items() if name.startswith(_SHOWN)})
+            metrics.update({name: value for name, value in trainer.evaluate().items() if _is_result(name)})
         if options.calibrate:
             _calibrate(trainer)
         trainer.save_model()
@@ -117,9 +139,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_result(name: str) -> bool:
+    """Whether an evaluation's figure says how well, not how fast."""
+    return name.startswith("eval_") and not name.endswith(("_runtime", "_time", "_per_second", "_reward"))
+
+
 def _check_start(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other, and an output that holds another run."""
-    insertion = [name for name in given(args, InsertOptions) if name != "seed"] + (["head"] if args.head else [])
+    insertion = [name for name in given(args, InsertOptions) if name != "seed"]
+    if args.full and (others := [name for name in insertion if name != "activation"]):
+        raise ConfigError(f"--full inserts nothing; leave out {', '.join(others)}")
+    insertion += [name for name in ("head", "full") if getattr(args, name)]
     if insertion and (args.adapter or args.resume):
         source = "ADAPTER has its insertion" if args.adapter else "--resume keeps the run's insertion"
         raise ConfigError(f"{source}; leave out {', '.join(insertion)}")
@@ -135,29 +165,47 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     """Model, data and configuration as the command line says; with ``--force`` the old run's checkpoints go."""
     import torch
 
-    from ..training import OtterTrainer, PairOptions, load_pairs
+    from ..training import DataOptions, OtterTrainer, load_rows
+    from ..training.checkpoint import load_tokenizer
+    from ..training.full import FullRewardModel
     from ..training.runs import checkpoints
 
     if options.threads:
         torch.set_num_threads(options.threads)
     model = _model(args)
-    tokenizer = _tokenizer(model)
-    pairs = PairOptions(options.max_length, options.append_eos, model.insertion.reward_labels)
-    data = load_pairs(args.data, tokenizer, pairs)
-    evaluation = load_pairs(args.eval_data, tokenizer, pairs) if args.eval_data else None
+    tokenizer = load_tokenizer(model)
+    if isinstance(model, FullRewardModel):
+        model.tokenizer = tokenizer  # written beside its base, where conversion to GGUF needs it
+    separator = "\n" if options.step_separator is None else options.step_separator
+    rows = DataOptions(options.max_length, options.append_eos, separator, model.insertion.reward_labels)
+    data = load_rows(args.data, tokenizer, rows)
+    evaluation = load_rows(args.eval_data, tokenizer, rows) if args.eval_data else None
     for dataset in filter(None, (data, evaluation)):
-        print(f"{len(dataset)} pairs, {dataset.n_tokens} tokens, {dataset.truncated} cut, {dataset.dropped} dropped")
+        print(dataset)
     if args.force:
         # Else a later --resume would continue the run that was replaced.
         for checkpoint in checkpoints(args.output):
             shutil.rmtree(checkpoint, ignore_errors=True)  # each process of a distributed run tries
-    return OtterTrainer(model, _config(args, options), data, evaluation)
+    return OtterTrainer(model, _config(args, options), data, evaluation, extra_losses=_extra_losses(args, model))
+
+
+def _extra_losses(args: argparse.Namespace, model: OtterModel) -> list[ExtraLoss]:
+    """The distillation of the model's vocabulary heads, if it has some."""
+    from ..training.distillation import Distillation, DistillConfig
+
+    wanted = {name.removeprefix("distill_"): getattr(args, name) for name in _DISTILL if hasattr(args, name)}
+    if model.vocabulary_heads:
+        return [Distillation(DistillConfig(**wanted))]
+    if wanted:
+        flag = f"--distill-{next(iter(wanted))}"
+        raise ConfigError(f"{flag}: the model has no vocabulary head; add --vocabulary-rank to a fresh insertion")
+    return []
 
 
 def _calibrate(trainer: OtterTrainer) -> None:
-    from ..training import PairDataset, calibrate
+    from ..training import RewardDataset, calibrate
 
-    assert isinstance(trainer.train_dataset, PairDataset)
+    assert isinstance(trainer.train_dataset, RewardDataset)
     for label, (mean, deviation) in calibrate(trainer.otter, trainer.train_dataset).items():
         print(f"{label}: mean {mean:.4g} and deviation {deviation:.4g} calibrated to 0 and 1")
 
@@ -171,22 +219,17 @@ def _model(args: argparse.Namespace) -> OtterModel:
         return OtterModel.from_pretrained(args.base, latest_checkpoint(args.output))
     if args.adapter:
         return OtterModel.from_pretrained(args.base, args.adapter)
-    return insert_from(args, load_base(args.base))
+    return _full_model(args) if args.full else insert_from(args, load_base(args.base))
 
 
-def _tokenizer(model: OtterModel) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+def _full_model(args: argparse.Namespace) -> OtterModel:
+    from ..training import geometry
+    from ..training.checkpoint import load_base
+    from ..training.full import full_reward_model
 
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            model.base_name, revision=model.base_revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise FileError(f"{model.base_name}: cannot load the tokenizer: {str(error).splitlines()[0]}") from None
-    # What some versions of transformers make of a folder without a tokenizer.
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise FileError(f"{model.base_name}: cannot load the tokenizer: it has no vocabulary")
-    return tokenizer
+    base = load_base(args.base)
+    options = InsertOptions(**{**given(args, InsertOptions), "width": 0})
+    return full_reward_model(base, insertion_config(options, geometry(base), args.head or ()).heads, options.seed)
 
 
 def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:

@@ -62,14 +62,20 @@ SIDECAR_KEYS: tuple[Key, ...] = (
 )
 
 # Per head, with the head's name in the place of {name}.
-HEAD_KIND = Key("otter.head.{name}.kind", "str", "`value`: one scalar a label for the prefix that ends with the token")
-HEAD_LABELS = Key("otter.head.{name}.labels", "arr[str]", "one label a scalar")
+HEAD_KIND = Key(
+    "otter.head.{name}.kind", "str", "`value`: rewards of the prefix; `vocabulary`: scores of every next token"
+)
+HEAD_LABELS = Key(
+    "otter.head.{name}.labels", "arr[str]", "one label a scalar; of a vocabulary head the reward that it predicts"
+)
 HEAD_INPUT = Key("otter.head.{name}.input", "str", "`inserted` (normed h'), `base` (normed h) or `both` ([h, h'])")
-HEAD_ACTIVATION = Key("otter.head.{name}.activation", "str", "`none`, `sigmoid` or `tanh`")
+HEAD_ACTIVATION = Key("otter.head.{name}.activation", "str", "`none`, `sigmoid`, `tanh`, or `softmax` over the labels")
 HEAD_SCALE = Key("otter.head.{name}.scale", "arr[f32]", "calibration: reward = scale * activation(raw) + shift")
 HEAD_SHIFT = Key("otter.head.{name}.shift", "arr[f32]", "calibration, see scale")
+HEAD_RANK = Key("otter.head.{name}.rank", "u32", "columns r of the token table; vocabulary heads only", required=False)
 
 HEAD_KEYS: tuple[Key, ...] = (HEAD_KIND, HEAD_LABELS, HEAD_INPUT, HEAD_ACTIVATION, HEAD_SCALE, HEAD_SHIFT)
+VOCABULARY_HEAD_KEYS: tuple[Key, ...] = (*HEAD_KEYS, HEAD_RANK)
 
 # Only in merged files: what `split` needs to give both parts back byte for byte.
 MERGED_BASE_SIZE = Key("otter.merged.base_size", "u64", "size of the base file in bytes")
@@ -99,5 +105,6 @@ FFN_NORM = "blk.{layer}.ffn_norm.otter.weight"  # [e]
 FFN_UP = "blk.{layer}.ffn_up.otter.weight"  # [d+e, 2*f'], rows: gate, up (as llama.cpp's Phi-3 stacks them)
 FFN_DOWN = "blk.{layer}.ffn_down.otter.weight"  # [f + f', e]
 OUTPUT_NORM = "output_norm.otter.weight"  # [e]
-HEAD_WEIGHT = "cls.output.{name}.otter.weight"  # [e, d or d+e; labels]
-HEAD_BIAS = "cls.output.{name}.otter.bias"  # [labels]
+HEAD_WEIGHT = "cls.output.{name}.otter.weight"  # [e, d or d+e; labels, or r+1: W, then w]
+HEAD_BIAS = "cls.output.{name}.otter.bias"  # [labels, or r+1: c, then b]
+HEAD_TABLE = "cls.table.{name}.otter.weight"  # [r, V], only of vocabulary heads

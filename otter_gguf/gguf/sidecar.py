@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from .. import _native
-from ..config import BaseGeometry, HeadConfig, InsertionConfig, is_head_name
+from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
@@ -52,14 +52,16 @@ def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
     if any(head.input != "base" for head in config.heads):
         shapes[keys.OUTPUT_NORM] = (width,)
     for head in config.heads:
-        shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), len(head.labels))
-        shapes[keys.HEAD_BIAS.format(name=head.name)] = (len(head.labels),)
+        shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), config.head_rows(head))
+        shapes[keys.HEAD_BIAS.format(name=head.name)] = (config.head_rows(head),)
+        if head.kind == "vocabulary":
+            shapes[keys.HEAD_TABLE.format(name=head.name)] = (head.rank, base.n_vocab)
     return shapes
 
 
 def stays_float32(tensor_name: str) -> bool:
-    """Norms and heads are small and sensitive: they are F32 in every sidecar."""
-    return "norm." in tensor_name or tensor_name.startswith("cls.")
+    """Norms and heads are small and sensitive: they are F32 in every sidecar. Token tables are large."""
+    return "norm." in tensor_name or tensor_name.startswith("cls.output.")
 
 
 def is_sidecar(file: _native.GgufFile) -> bool:
@@ -89,7 +91,11 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
     if not all(map(is_head_name, head_names)):  # they become part of keys, and of messages on a terminal
         raise FileError(f"{file.path}: key {keys.HEADS.name} holds a name other than 1 to 16 of a-z, 0-9, _")
     wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
-    wanted += [head_key(key, name) for name in head_names for key in keys.HEAD_KEYS]
+    wanted += [
+        head_key(key, name)
+        for name in head_names
+        for key in head_keys(_string(file, head_key(keys.HEAD_KIND, name).name))
+    ]
     values = _read(file, wanted)
     try:
         config = _insertion(file, values, head_names)
@@ -107,6 +113,11 @@ def read_fingerprint(file: _native.GgufFile) -> str:
 def head_key(key: Key, name: str) -> Key:
     """A per-head key with the head's name in its place."""
     return dataclasses.replace(key, name=key.name.format(name=name))
+
+
+def head_keys(kind: str | None) -> tuple[Key, ...]:
+    """The keys of a head of this kind, with ``{name}`` in them."""
+    return keys.VOCABULARY_HEAD_KEYS if kind == "vocabulary" else keys.HEAD_KEYS
 
 
 def _string(file: _native.GgufFile, key: str) -> str | None:
@@ -163,9 +174,10 @@ def _insertion(file: _native.GgufFile, values: Mapping[Key, Any], head_names: li
 
 def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadConfig:
     kind = values[head_key(keys.HEAD_KIND, name)]
-    if kind != "value":
+    if kind not in get_args(HeadKind):
         raise UnsupportedError(
-            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows only value heads"
+            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows value and vocabulary heads; "
+            "update otter-gguf to read this file"
         )
     return HeadConfig(
         name=name,
@@ -174,6 +186,8 @@ def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadC
         activation=values[head_key(keys.HEAD_ACTIVATION, name)],
         scale=tuple(values[head_key(keys.HEAD_SCALE, name)]),
         shift=tuple(values[head_key(keys.HEAD_SHIFT, name)]),
+        kind=kind,
+        rank=values.get(head_key(keys.HEAD_RANK, name), 0),
     )
 
 
@@ -277,7 +291,12 @@ def to_native_spec(config: InsertionConfig) -> _native.InsertionSpec:
         state_offset=config.state_offset,
         heads=[
             _native.HeadSpec(
-                name=head.name, input=head.input, activation=head.activation, scale=head.scale, shift=head.shift
+                name=head.name,
+                input=head.input,
+                activation=head.activation,
+                scale=head.scale,
+                shift=head.shift,
+                rank=head.rank,
             )
             for head in config.heads
         ],

@@ -1,4 +1,4 @@
-"""Insertion and training in torch: insert a reward model into a frozen language model, train it on preference pairs.
+"""Insertion and training in torch: insert a reward model into a frozen language model, and train it.
 
 Needs the ``train`` extra. Nothing else in the package imports this, or torch.
 """
@@ -6,21 +6,25 @@ Needs the ``train`` extra. Nothing else in the package imports this, or torch.
 from __future__ import annotations
 
 from .calibration import calibrate
-from .data import PairDataset, PairOptions, load_pairs, tokenise_pairs
+from .data import DataOptions, RewardDataset, load_rows, tokenise_rows
+from .full import FullRewardModel, full_reward_model
 from .insert import insert
 from .model import OtterModel, OtterOutput, geometry
-from .trainer import OtterTrainer, TrainConfig
+from .trainer import ExtraLoss, OtterTrainer, TrainConfig
 
 __all__ = [
+    "DataOptions",
+    "ExtraLoss",
+    "FullRewardModel",
     "OtterModel",
     "OtterOutput",
     "OtterTrainer",
-    "PairDataset",
-    "PairOptions",
+    "RewardDataset",
     "TrainConfig",
     "calibrate",
+    "full_reward_model",
     "geometry",
     "insert",
-    "load_pairs",
-    "tokenise_pairs",
+    "load_rows",
+    "tokenise_rows",
 ]

@@ -49,7 +49,8 @@ def _attend(
     with torch.no_grad():
         own = [_compact(x[:, :n]) for x, n in zip((query, key, value), _sizes(base), strict=True)]
         outputs = [attend(module, *own, attention_mask, **options)]
-    inserted = [x[:, n:] for x, n in zip((query, key, value), _sizes(base), strict=True)]
+    # Copies as well: views would keep the base's heads for the backward pass.
+    inserted = [_compact(x[:, n:]) for x, n in zip((query, key, value), _sizes(base), strict=True)]
     outputs.append(attend(module, *inserted, attention_mask, **options))
     states, weights = zip(*outputs, strict=True)
     return torch.cat(states, dim=2), None if weights[0] is None else torch.cat(weights, dim=1)

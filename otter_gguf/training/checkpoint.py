@@ -13,29 +13,37 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
 from ..gguf.atomic import atomic_path
-from .model import OtterModel
+from .fingerprint import base_fingerprint, check_fingerprint
+from .gguf_base import is_gguf, load_gguf_base, load_gguf_tokenizer
+from .model import OtterModel, geometry
+from .peft_base import adapter_record, check_adapters, unwrap
 
 CONFIG_NAME = "otter_config.json"
 TENSORS_NAME = "otter_model.safetensors"
 FORMAT = "otter-adapter"
 VERSION = 1
+FINE_TUNED_BASE = "fine_tuned_base"
+"""Key of ``otter_config.json`` that a full reward model alone has: the folder of its base (:mod:`.full`)."""
 
 
-def save_adapter(model: OtterModel, path: Path, *, force: bool = False) -> None:
-    """See :meth:`OtterModel.save_pretrained`."""
-    check_overwrite(path, model.insertion, force=force)
+def save_adapter(model: OtterModel, path: Path, *, force: bool = False, **entries: Any) -> None:
+    """See :meth:`OtterModel.save_pretrained`; ``entries`` are added to ``otter_config.json``."""
+    check_overwrite(path, model.insertion, FINE_TUNED_BASE in entries, force=force)
     config = {
         "format": FORMAT,
         "version": VERSION,
         "insertion": model.insertion.to_dict(),
         "base_model_name_or_path": model.base_name,
         "revision": model.base_revision,
+        "base_fingerprint": base_fingerprint(model.base_model, model.insertion.base),
+        "base_adapters": adapter_record(model.base_model),
+        **entries,
         "training": model.training_record,
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.inserted_parameters().items()}
@@ -49,51 +57,111 @@ def save_adapter(model: OtterModel, path: Path, *, force: bool = False) -> None:
         raise FileError(f"{path}: cannot write the adapter: {error}") from None
 
 
-def check_overwrite(path: Path, insertion: InsertionConfig, *, force: bool) -> None:
-    """``ConfigError`` if ``path`` holds an adapter with another insertion (or an unreadable one) and not ``force``."""
+def check_overwrite(path: Path, insertion: InsertionConfig, full: bool = False, *, force: bool) -> None:
+    """``ConfigError`` if ``path`` holds something else than an adapter with this insertion, and not ``force``.
+
+    An unreadable adapter is something else, and so is a full reward model unless ``full``.
+    """
     if force or not (path / CONFIG_NAME).exists():
         return
     try:
-        same = InsertionConfig.from_dict(read_config(path)["insertion"]) == insertion
+        record = read_config(path)
+        same = InsertionConfig.from_dict(record["insertion"]) == insertion
     except (ConfigError, FileError, UnsupportedError):
         same = False
     if not same:
         raise ConfigError(f"{path} holds an adapter with another insertion; give another folder, or force")
+    if full != (FINE_TUNED_BASE in record):
+        kind = "an adapter for a frozen base" if full else "a full reward model"
+        raise ConfigError(f"{path} holds {kind}; give another folder, or force")
 
 
-def load_adapter(base_model: PreTrainedModel | str | Path | None, path: Path) -> OtterModel:
+def load_adapter(base_model: nn.Module | str | Path | None, path: Path, *, check_base: bool = True) -> OtterModel:
     """See :meth:`OtterModel.from_pretrained`."""
     record = read_config(path)
+    if FINE_TUNED_BASE in record:
+        return _load_full(base_model, path, record)
     insertion = InsertionConfig.from_dict(record["insertion"])
-    if not isinstance(base_model, PreTrainedModel):
-        base_model = load_base(base_model, path, record)
+    base_model = unwrap(base_model) if isinstance(base_model, nn.Module) else load_base(base_model, path, record)
+    # Other sizes have a message of their own, which OtterModel gives.
+    if check_base and geometry(base_model) == insertion.base:
+        check_fingerprint(record.get("base_fingerprint"), base_model, insertion.base, str(path))
+        check_adapters(record, base_model, str(path))
     model = OtterModel(base_model, insertion)
     load_tensors(model, path / TENSORS_NAME)
     model.training_record = record["training"]
     return model
 
 
+def _load_full(base_model: object, path: Path, record: dict[str, Any]) -> OtterModel:
+    from .full import load_full
+
+    if base_model is not None:
+        raise ConfigError(f"{path}: a full reward model, which holds its own fine-tuned base; give no other")
+    return load_full(path, record)
+
+
 def load_base(
     base_model: str | Path | None = None, path: Path | None = None, record: dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """A base by folder or Hub name, or the one that an adapter's ``record`` names.
+    """A base by folder, Hub name or GGUF file, or the one that an adapter's ``record`` names.
 
-    Only safetensors are read, never pickles, and no code from the model's folder is run.
+    Only safetensors and GGUF are read, never pickles, and no code from the model's folder is run. A GGUF base comes
+    dequantised to F32 (:mod:`.gguf_base`).
     """
     record = record or {}
     name = base_model if base_model is not None else record.get("base_model_name_or_path")
     revision = record.get("revision") if base_model is None else None
     if not name:
         raise ConfigError(f"{path}: names no base model; give one with --base")
+    hint = "" if base_model is not None else f" ({path} names it; give another with --base)"
+    if is_gguf(name):
+        if not Path(name).is_file():
+            raise FileError(f"{name}: cannot load the base model: no such file{hint}")
+        return load_gguf_base(Path(name))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(name), revision=revision, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as error:
-        hint = "" if base_model is not None else f" ({path} names it; give another with --base)"
         raise FileError(f"{name}: cannot load the base model: {_first_line(error)}{hint}") from None
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base: of the one that a model was loaded from, or by folder, Hub name or GGUF file.
+
+    Raises:
+        FileError: there is none.
+        UnsupportedError, MismatchError: a GGUF file's cannot be made, or cuts text otherwise than llama.cpp.
+    """
+    kept = getattr(model, "tokenizer", None)
+    if isinstance(kept, PreTrainedTokenizerBase):
+        return kept
+    name, revision = _tokenizer_source(model)
+    if is_gguf(name) and Path(name).is_file():
+        return load_gguf_tokenizer(Path(name))
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(f"{name}: cannot load the tokenizer: {_first_line(error)}") from None
+    # What some versions of transformers make of a folder without a tokenizer.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise FileError(f"{name}: cannot load the tokenizer: it has no vocabulary")
+    return tokenizer
+
+
+def _tokenizer_source(model: OtterModel | PreTrainedModel | str | Path) -> tuple[str, str | None]:
+    """Name and Hub commit."""
+    if isinstance(model, (str, Path)):
+        return str(model), None
+    name = model.config._name_or_path
+    if not name:
+        raise FileError("the base model was not loaded from anywhere; give its tokenizer's folder or name")
+    return str(name), getattr(model.config, "_commit_hash", None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -126,10 +194,15 @@ def load_tensors(model: OtterModel, file: Path) -> None:
     try:
         with safe_open(file, framework="pt", device="cpu") as stored:
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-            _check_tensors(file, {name: tuple(p.shape) for name, p in parameters.items()}, shapes)
+            check_tensors(file, {name: tuple(p.shape) for name, p in parameters.items()}, shapes)
             tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in shapes}
     except (OSError, SafetensorError) as error:
         raise FileError(f"{file}: {_first_line(error)}") from None
+    fill(parameters, tensors, file)
+
+
+def fill(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor], file: Path) -> None:
+    """Copy tensors into the parameters of their names. ``FileError``, and no copy, if a number is not finite."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise FileError(f"{file}: tensor {name} ({tensor.dtype}) holds values that are no finite numbers")
@@ -138,7 +211,8 @@ def load_tensors(model: OtterModel, file: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _check_tensors(file: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(file: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """``FileError`` with every tensor that is missing, unexpected or misshapen."""
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
     problems += [

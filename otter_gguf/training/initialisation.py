@@ -18,6 +18,7 @@ from ..config import InsertionConfig
 from ..errors import ConfigError, UnsupportedError
 from .layout import Widening
 from .modules import ValueHead, Widened
+from .peft_base import is_plain, linear_rows, table_columns
 
 Init = Literal["copy", "normal", "uniform"]
 
@@ -42,13 +43,14 @@ def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std:
     Random values are drawn on the CPU, so that a seed means the same on every device.
     """
     generator = torch.Generator().manual_seed(seed)
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     for widening in widenings:
         module = model.get_submodule(widening.path)
         if not isinstance(module, Widened) or not hasattr(module, "otter"):
             continue
         weight = module.otter.weight
         if init == "copy":
-            _copy(weight, module, widening)
+            _copy(weight, module, widening, dtype)
         elif widening.kind == "norm":
             weight.fill_(1.0)
         else:
@@ -72,15 +74,14 @@ def _draw(shape: torch.Size, init: str, std: float, generator: torch.Generator) 
     return (torch.rand(shape, generator=generator) * 2 - 1) * (std * math.sqrt(3))
 
 
-def _copy(weight: Tensor, module: Widened, widening: Widening) -> None:
-    base = module.base.weight
-    if not isinstance(base, Tensor) or not base.is_floating_point():
-        raise UnsupportedError(f"{widening.path}: copy initialisation needs the base's weights in floating point")
-    rows = torch.tensor(widening.rows, device=base.device)
+def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtype) -> None:
     if widening.kind == "table":
-        weight.copy_(base.index_select(1, rows))
-    elif widening.kind == "norm":
-        weight.copy_(base.index_select(0, rows))
-    else:
+        weight.copy_(table_columns(module.base, widening.rows, len(weight)))
+    elif widening.kind == "linear":
         weight.zero_()
-        weight[:, : widening.base_columns].copy_(base.index_select(0, rows))
+        weight[:, : widening.base_columns].copy_(linear_rows(module.base, widening.rows, widening.base_columns, dtype))
+    elif is_plain(module.base):
+        norm = module.base.get_parameter("weight")
+        weight.copy_(norm.index_select(0, torch.tensor(widening.rows, device=norm.device)))
+    else:
+        raise UnsupportedError(f"{widening.path}: copy initialisation needs a norm without an adapter; merge it first")

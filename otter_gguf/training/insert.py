@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from transformers import PreTrainedModel
+from torch import nn
 
 from ..config import InsertionConfig
 from .initialisation import Init, check_init, initialise, initialise_heads
 from .model import OtterModel
-from .modules import ValueHead
+from .peft_base import unwrap
+from .vocabulary import initialise_vocabulary_heads
 
 _DEFAULT_STD = 0.02
 
 
 def insert(
-    model: PreTrainedModel,
+    model: nn.Module,
     config: InsertionConfig,
     init: Init = "copy",
     init_std: float | None = None,
@@ -24,7 +23,7 @@ def insert(
     """Widen ``model`` in place and initialise what is inserted.
 
     Args:
-        model: the base, such as ``LlamaForCausalLM``; frozen from here on.
+        model: the base, such as ``LlamaForCausalLM``, or a ``PeftModel`` around it; frozen from here on.
         config: what is inserted where, e.g. ``InsertionConfig.uniform(geometry(model), width=64, n_ff=256)``.
         init: ``copy`` the base's own rows, or draw from ``normal`` or ``uniform`` (see :mod:`.initialisation`).
         init_std: standard deviation of the drawn ones; default: the base's ``initializer_range``.
@@ -33,10 +32,12 @@ def insert(
     Raises:
         ConfigError, MismatchError, UnsupportedError: see :class:`OtterModel` and :func:`check_init`.
     """
-    std = init_std if init_std is not None else getattr(model.config, "initializer_range", _DEFAULT_STD)
+    base = unwrap(model)
+    std = init_std if init_std is not None else getattr(base.config, "initializer_range", _DEFAULT_STD)
     check_init(config, init, std)
-    otter = OtterModel(model, config)
-    initialise(model, otter.layout, init, std, seed)
-    initialise_heads((cast(ValueHead, head) for head in otter.heads.values()), seed)
+    otter = OtterModel(base, config)
+    initialise(base, otter.layout, init, std, seed)
+    initialise_heads(otter.value_heads.values(), seed)
+    initialise_vocabulary_heads(otter)
     otter.training_record = {"init": {"kind": init, "std": std, "seed": seed}}
     return otter

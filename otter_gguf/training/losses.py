@@ -1,11 +1,7 @@
-"""Preference losses over the rewards of every prefix, and the metrics logged beside them.
+"""Losses over the rewards of every prefix: one function a kind of row, each giving one value a row.
 
-Prefix Bradley-Terry (PARGS, arXiv 2406.07780): guided decoding asks for the reward of unfinished text, but a loss on
-the last token leaves those rewards undetermined. So a pair (x, y_w, y_l) is compared at every response length i:
-
-    loss = mean over i of -log sigmoid( r(x, y_w[:i]) - r(x, y_l[:i]) )
-
-Where one response is longer, the shorter continues with its last reward: its text has ended, and so has its score.
+Guided decoding asks for the reward of unfinished text, but a loss on the last token leaves those rewards undetermined.
+So each kind has a form that trains every response token (``prefix``), beside the one on whole responses (``final``).
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class PairRewards:
-    """Rewards of a batch of B pairs, aligned by response length; N = the longest response of the batch."""
+    """Rewards of B pairs, aligned by response length; N = the longest response."""
 
     chosen: Tensor
     """(B, N)"""
@@ -51,25 +47,126 @@ def align_pairs(rewards: Tensor, start: Tensor, length: Tensor) -> PairRewards:
     return PairRewards(chosen, rejected, steps < response_length[:, None])
 
 
-def prefix_loss(pairs: PairRewards) -> Tensor:
-    """Bradley-Terry at every response length: mean over the lengths of a pair, then over pairs. Scalar."""
-    losses = -functional.logsigmoid(pairs.chosen - pairs.rejected)
-    return ((losses * pairs.mask).sum(dim=1) / pairs.mask.sum(dim=1)).mean()
+def prefix_loss(pairs: PairRewards, margin: Tensor | None = None) -> Tensor:
+    """Bradley-Terry at every response length (PARGS, arXiv 2406.07780), (B).
+
+    For a pair (x, y_w, y_l) with margin m, n tokens in the longer response:
+
+        mean over i = 1 .. n of  -log sigmoid( r(x, y_w[:i]) - r(x, y_l[:i]) - m i / n )
+
+    Where one response is longer, the shorter continues with its last reward: its text has ended, and so has its score.
+    A margin is said of whole responses. Prefixes part by and by (at length 0 they are equal), so the part asked
+    for grows with the length, and the whole is asked for at the end.
+
+    Args:
+        margin: (B); ``None`` = 0.
+    """
+    lengths = pairs.mask.sum(dim=1)
+    ahead = pairs.chosen - pairs.rejected
+    if margin is not None:
+        steps = torch.arange(1, ahead.shape[1] + 1, device=ahead.device)
+        ahead = ahead - margin[:, None] * steps / lengths[:, None]
+    return (-functional.logsigmoid(ahead) * pairs.mask).sum(dim=1) / lengths
 
 
-def final_loss(pairs: PairRewards) -> Tensor:
-    """Bradley-Terry on the whole responses alone, as a sequence-level reward model is trained. Scalar."""
+def final_loss(pairs: PairRewards, margin: Tensor | None = None) -> Tensor:
+    """Bradley-Terry on the whole responses alone, as a sequence-level reward model is trained (TRL), (B):
+
+        -log sigmoid( r(x, y_w) - r(x, y_l) - m )
+
+    Args:
+        margin: (B); ``None`` = 0.
+    """
     chosen, rejected = pairs.final
-    return -functional.logsigmoid(chosen - rejected).mean()
+    return -functional.logsigmoid(chosen - rejected if margin is None else chosen - rejected - margin)
 
 
 def centering_loss(pairs: PairRewards) -> Tensor:
-    """mean (r_w + r_l)^2: keeps final rewards around 0, which Bradley-Terry leaves free (arXiv 2312.09244). Scalar."""
+    """(r_w + r_l)^2 of whole responses (arXiv 2312.09244), (B).
+
+    Keeps rewards around 0; Bradley-Terry fixes differences alone.
+    """
     chosen, rejected = pairs.final
-    return (chosen + rejected).square().mean()
+    return (chosen + rejected).square()
 
 
 LOSSES = {"prefix": prefix_loss, "final": final_loss}
+
+
+def prefix_weights(start: Tensor, length: Tensor, rewards: Tensor) -> Tensor:
+    """Weight of every token (B, T): 2t / (n (n + 1)) for response token t = 1 .. n, 0 elsewhere; the sum is 1.
+
+    Of RAD's cumulative loss (arXiv 2310.09520): the more of a text is there, the more its reward must be right.
+
+    Args:
+        start, length: (B), index of the first response token, and of the first padding token.
+        rewards: (B, T, ...), whose type and size the weights take.
+    """
+    step = torch.arange(1, rewards.shape[1] + 1, device=rewards.device) - start[:, None]
+    n = (length - start)[:, None]
+    inside = (step > 0) & (step <= n)
+    return 2 * (step * inside).to(rewards.dtype) / (n * (n + 1))
+
+
+def final_weights(start: Tensor, length: Tensor, rewards: Tensor) -> Tensor:
+    """Weight of every token (B, T): 1 for the last response token, 0 elsewhere. Arguments as above."""
+    return (torch.arange(rewards.shape[1], device=rewards.device) == (length - 1)[:, None]).to(rewards.dtype)
+
+
+WEIGHTS = {"prefix": prefix_weights, "final": final_weights}
+
+
+def graded_loss(rewards: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    """Cumulative squared error (RAD, arXiv 2310.09520), (B):
+
+        sum over response tokens t = 1 .. n of  w_t (r_t - y)^2,      w_t = 2t / (n (n + 1))
+
+    Args:
+        rewards: (B, T).
+        label: (B), y.
+        weights: (B, T), of :func:`prefix_weights` or :func:`final_weights`.
+    """
+    return (weights * (rewards - label[:, None]).square()).sum(dim=1)
+
+
+def class_loss(scores: Tensor, columns: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy over the labels of one head, with the weights of :func:`graded_loss`, (B):
+
+        sum over response tokens t of  -w_t log softmax(z_t)[y],      z_t = the head's raw scores
+
+    Args:
+        scores: (B, T, n_rewards), raw scores of all heads.
+        columns: (B, 2), first column of the row's head, and the one behind its last.
+        label: (B), column of the right class.
+        weights: (B, T).
+    """
+    own = within(columns, scores.shape[2])[:, None]
+    probability = scores.masked_fill(~own, -torch.inf).log_softmax(dim=2)
+    index = label[:, None, None].expand(-1, scores.shape[1], 1)
+    return -(weights * probability.gather(2, index).squeeze(2)).sum(dim=1)
+
+
+def within(columns: Tensor, n_rewards: int) -> Tensor:
+    """(B, n_rewards): True from columns[0] up to but not including columns[1]; columns (B, 2)."""
+    column = torch.arange(n_rewards, device=columns.device)
+    return (column >= columns[:, :1]) & (column < columns[:, 1:])
+
+
+def step_loss(rewards: Tensor, scores: Tensor, label: Tensor, mask: Tensor, sigmoid: Tensor) -> Tensor:
+    """Process rewards: the mean over the steps of a text (PRM, arXiv 2305.20050, where labels are classes), (B):
+
+        -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z))     for heads with activation sigmoid, z = the raw score
+        (r - y)^2                                           for others
+
+    Args:
+        rewards, scores: (B, S), reward and raw score at the last token of each step.
+        label: (B, S), from 0 to 1.
+        mask: (B, S), True where there is a step.
+        sigmoid: (B), whether the row's head has activation sigmoid.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(scores, label, reduction="none")
+    losses = torch.where(sigmoid[:, None], entropy, (rewards - label).square())
+    return (losses * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..config import BaseGeometry, InsertionConfig
+from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, MismatchError, UnsupportedError
 from . import architectures
 from .architectures import Architecture
@@ -27,14 +27,18 @@ from .modules import (
     SlicedEmbedding,
     TableEmbedding,
     ValueHead,
+    VocabularyHead,
     Widened,
     WidenedActivation,
     WidenedLinear,
     WidenedRMSNorm,
 )
+from .peft_base import check_plain_base, unwrap
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
+
+    from .reward_model import OtterRewardModel
 
 INFIX = ".otter."
 _BASE_PREFIX = "base_model."
@@ -46,15 +50,22 @@ class OtterOutput(CausalLMOutputWithPast):
 
     rewards: Tensor | None = None
     """(batch, tokens, n_rewards): calibrated, one column for each of ``InsertionConfig.reward_labels``."""
+    raw_rewards: Tensor | None = None
+    """(batch, tokens, n_rewards): before activation and calibration."""
+    queries: dict[str, Tensor] | None = None
+    """(batch, tokens, r + 1) of each vocabulary head; :meth:`VocabularyHead.scores` makes scores of them."""
+    final_state: Tensor | None = None
+    """(batch, tokens, d + e): what the heads read, [h, h'] after the final norm; h alone where none reads h'."""
 
 
-def geometry(model: PreTrainedModel) -> BaseGeometry:
-    """The sizes of a Hugging Face model that an insertion depends on.
+def geometry(model: nn.Module) -> BaseGeometry:
+    """The sizes of a Hugging Face model, or of the one in a ``PeftModel``, that an insertion depends on.
 
     Raises:
         UnsupportedError: its architecture has no file in :mod:`.architectures`.
     """
-    return _architecture(model).geometry(model.config)
+    base = unwrap(model)
+    return _architecture(base).geometry(base.config)
 
 
 def _architecture(model: PreTrainedModel) -> Architecture:
@@ -68,7 +79,7 @@ class OtterModel(nn.Module):
     that is used. Only inserted tensors have gradients. The base stays in evaluation mode: no dropout.
     """
 
-    def __init__(self, base_model: PreTrainedModel, insertion: InsertionConfig) -> None:
+    def __init__(self, base_model: nn.Module, insertion: InsertionConfig) -> None:
         """Inserted tensors are zero; :func:`insert` and :meth:`from_pretrained` fill them.
 
         Raises:
@@ -77,6 +88,7 @@ class OtterModel(nn.Module):
             ConfigError: the base carries an insertion already.
         """
         super().__init__()
+        base_model = unwrap(base_model)
         self.architecture = _architecture(base_model)
         self.insertion = insertion
         self.layout = layout(self.architecture, insertion)
@@ -95,20 +107,21 @@ class OtterModel(nn.Module):
         self.base_model = base_model
         self._enabled = True
         like = next(base_model.parameters())
-        self.heads = nn.ModuleDict(
-            {
-                head.name: ValueHead(head, insertion.base.n_embd, insertion.head_input_size(head), like)
-                for head in insertion.heads
-            }
-        )
+        self.heads = nn.ModuleDict({head.name: self._head(head, like) for head in insertion.heads})
         self.eval()
+
+    def _head(self, head: HeadConfig, like: Tensor) -> ValueHead | VocabularyHead:
+        base, columns = self.insertion.base, self.insertion.head_input_size(head)
+        if head.kind == "vocabulary":
+            return VocabularyHead(head, base.n_vocab, base.n_embd, columns, like)
+        return ValueHead(head, base.n_embd, columns, like)
 
     def _widen(self, base_model: PreTrainedModel, widening: Widening) -> Widened:
         base, kind, rows = base_model.get_submodule(widening.path), widening.kind, len(widening.rows)
         if kind == "slice":
             return SlicedEmbedding(base, widening.rows)
         if kind == "table":
-            return TableEmbedding(cast(nn.Embedding, base), rows)
+            return TableEmbedding(base, rows)
         if kind == "narrow":
             return Narrow(base, widening.base_columns)
         if kind == "activation":
@@ -155,7 +168,7 @@ class OtterModel(nn.Module):
         if not return_logits:
             decoded = self.base_model.get_submodule(self.architecture.decoder)(**arguments)
             return OtterOutput(
-                rewards=self._rewards(decoded.last_hidden_state),
+                **self._predictions(decoded.last_hidden_state),
                 past_key_values=decoded.past_key_values,
                 hidden_states=decoded.hidden_states,
             )
@@ -164,7 +177,7 @@ class OtterModel(nn.Module):
             output = self.base_model(**arguments, logits_to_keep=logits_to_keep)
         return OtterOutput(
             logits=output.logits,
-            rewards=self._rewards(state[0]),
+            **self._predictions(state[0]),
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
         )
@@ -185,8 +198,28 @@ class OtterModel(nn.Module):
         finally:
             handle.remove()
 
-    def _rewards(self, state: Tensor) -> Tensor | None:
-        return torch.cat([head(state) for head in self.heads.values()], dim=-1) if self._enabled else None
+    def _predictions(self, state: Tensor) -> dict[str, Any]:
+        """What the heads make of the final normed state, as fields of :class:`OtterOutput`."""
+        if not self._enabled:
+            return {}
+        heads = self.value_heads.values()
+        raw = [head.raw(state) for head in heads]
+        return {
+            "rewards": torch.cat([head.calibrated(x) for head, x in zip(heads, raw, strict=True)], dim=-1),
+            "raw_rewards": torch.cat(raw, dim=-1),
+            "queries": {name: head(state) for name, head in self.vocabulary_heads.items()} or None,
+            "final_state": state,
+        }
+
+    @property
+    def value_heads(self) -> dict[str, ValueHead]:
+        """The value heads by name, in the order of the rewards."""
+        return {name: head for name, head in self.heads.items() if isinstance(head, ValueHead)}
+
+    @property
+    def vocabulary_heads(self) -> dict[str, VocabularyHead]:
+        """The vocabulary heads by name."""
+        return {name: head for name, head in self.heads.items() if isinstance(head, VocabularyHead)}
 
     @contextmanager
     def disable_insertion(self) -> Iterator[None]:
@@ -210,6 +243,19 @@ class OtterModel(nn.Module):
         for module in self.base_model.modules():
             module.training = mode and isinstance(module, GradientCheckpointingLayer)
         return self
+
+    def as_reward_model(self, reward: str | None = None) -> OtterRewardModel:
+        """This model as the sequence classifier that TRL's ``RewardTrainer`` trains; both share every tensor.
+
+        Args:
+            reward: one of ``InsertionConfig.reward_labels``; not needed where there is one.
+
+        Raises:
+            ConfigError: an unknown reward, or none named and several to choose from.
+        """
+        from .reward_model import OtterRewardModel
+
+        return OtterRewardModel(self, reward)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As the base model's method: recompute each layer in the backward pass instead of keeping activations."""
@@ -270,22 +316,56 @@ class OtterModel(nn.Module):
 
         save_adapter(self, Path(path), force=force)
 
+    def load_weights(self, path: str | Path) -> None:
+        """Take the trained tensors from a folder that :meth:`save_pretrained` wrote for the same insertion.
+
+        Raises:
+            FileError: unreadable, values that are not finite, or tensors that do not fit (all listed).
+        """
+        from .checkpoint import TENSORS_NAME, load_tensors
+
+        load_tensors(self, Path(path) / TENSORS_NAME)
+
     @classmethod
-    def from_pretrained(cls, base_model: PreTrainedModel | str | Path | None, path: str | Path) -> OtterModel:
-        """Load an adapter checkpoint onto its base.
+    def from_pretrained(
+        cls, base_model: nn.Module | str | Path | None, path: str | Path, *, check_base: bool = True
+    ) -> OtterModel:
+        """Load an adapter checkpoint onto its base; of a full reward model (:mod:`.full`) the base inside its folder.
 
         Args:
-            base_model: the base, or its folder or Hub name; ``None`` = the one that the checkpoint names.
+            base_model: the base, or a ``PeftModel`` around it, or its folder, Hub name or GGUF file; ``None`` = the one
+                that the checkpoint names.
             path: the adapter's folder.
+            check_base: compare the base with the fingerprint in the checkpoint, if it has one, and its PEFT adapters
+                with those that the checkpoint names.
 
         Raises:
             FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
-            MismatchError: the base has other sizes than the adapter's.
+            MismatchError: the base has other sizes, norms or PEFT adapters than the adapter's.
             UnsupportedError: another format version, or an architecture that this version does not know.
+            ConfigError: a base for a full reward model, which brings its own.
         """
         from .checkpoint import load_adapter
 
-        return load_adapter(base_model, Path(path))
+        return load_adapter(base_model, Path(path), check_base=check_base)
+
+    @classmethod
+    def from_widened(cls, path: str | Path, base_model: PreTrainedModel | str | Path | None = None) -> OtterModel:
+        """Load a widened checkpoint onto its base: the inverse of :meth:`export_widened`, tensor for tensor.
+
+        Args:
+            path: the widened checkpoint's folder.
+            base_model: the base, or its folder, Hub name or GGUF file; ``None`` = the one that the checkpoint names.
+
+        Raises:
+            FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
+            MismatchError: the base has other sizes; an original block is not the base's, or a block that must be zero
+                is not (every such tensor is named).
+            UnsupportedError: an architecture that this version does not know.
+        """
+        from .widened import load
+
+        return load(Path(path), base_model)
 
     def export_widened(
         self,
@@ -297,6 +377,7 @@ class OtterModel(nn.Module):
         """Write the paper's form: an ordinary checkpoint with larger sizes and zero blocks (:mod:`.widened`)."""
         from .widened import export
 
+        check_plain_base(self.base_model, "a widened checkpoint")
         export(self, Path(path), dtype=dtype, tokenizer=tokenizer)
 
 

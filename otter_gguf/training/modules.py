@@ -7,7 +7,7 @@ gradient: h never depends on h', so nothing can flow back through it, and its lo
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,51 @@ from torch.nn import functional
 
 from ..config import HeadConfig
 
+_PARTS = "otter_parts"
+
 
 def parameter_dtype(base: torch.dtype) -> torch.dtype:
     """Inserted tensors are trained in F32 beside a half-precision base, and never in less than the base's type."""
     return torch.promote_types(base, torch.float32) if base.is_floating_point else torch.float32
+
+
+class _Parts(NamedTuple):
+    """What :func:`join` joined, as long as the tensor is still at this version."""
+
+    version: int
+    base: Tensor
+    inserted: Tensor
+
+
+def join(base: Tensor, inserted: Tensor) -> Tensor:
+    """(..., d) and (..., e) -> (..., d + e), which remembers its parts while gradients are recorded.
+
+    The next module then neither copies the base's part out again nor sends a gradient through the whole width, and
+    nothing of the whole width is kept for the backward pass.
+    """
+    inserted = inserted.to(base.dtype)
+    x = torch.cat([base, inserted], dim=-1)
+    if x.requires_grad:
+        setattr(x, _PARTS, _Parts(x._version, base, inserted))
+    return x
+
+
+def base_part(x: Tensor, columns: int) -> Tensor:
+    """(..., columns + e) -> (..., columns): the base's, contiguous and without gradient."""
+    parts = _parts(x, columns)
+    return parts.base if parts else x.detach()[..., :columns].contiguous()
+
+
+def inserted_part(x: Tensor, columns: int) -> Tensor:
+    """(..., columns + e) -> (..., e), contiguous: a view would keep the whole of x for the backward pass."""
+    parts = _parts(x, columns)
+    return parts.inserted if parts else x[..., columns:].contiguous()
+
+
+def _parts(x: Tensor, columns: int) -> _Parts | None:
+    """The remembered parts, unless something has written to x since, or it is cut elsewhere."""
+    parts: _Parts | None = getattr(x, _PARTS, None)
+    return parts if parts and parts.version == x._version and parts.base.shape[-1] == columns else None
 
 
 class Inserted(nn.Module):
@@ -45,7 +86,7 @@ class Widened(nn.Module):
     def run_base(self, x: Tensor) -> Tensor:
         """The base's module on its slice (..., base_columns), contiguous so that it takes the very same kernel."""
         with torch.no_grad():
-            return cast(Tensor, self.base(x[..., : self.base_columns].contiguous()))
+            return cast(Tensor, self.base(base_part(x, self.base_columns)))
 
     def insert(self, shape: tuple[int, ...]) -> None:
         """Add inserted tensors (zeros) beside the base's weight."""
@@ -84,10 +125,14 @@ class WidenedLinear(Widened):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., base rows + inserted rows)."""
-        y = self.run_base(x)
+        h = base_part(x, self.base_columns)
+        y = self.run_base(h)
         if not self.enabled:
             return y
-        return torch.cat([y, functional.linear(x, self.otter.weight.to(x.dtype)).to(y.dtype)], dim=-1)
+        # Two products instead of one over x: no gradient is computed for the base's columns.
+        over_base, over_inserted = self.otter.weight.to(x.dtype).tensor_split([self.base_columns], dim=1)
+        inserted = functional.linear(inserted_part(x, self.base_columns), over_inserted)
+        return join(y, functional.linear(h, over_base) + inserted)
 
 
 class WidenedRMSNorm(Widened):
@@ -103,9 +148,10 @@ class WidenedRMSNorm(Widened):
         y = self.run_base(x)
         if not self.enabled:
             return y
-        h, inserted = x.to(parameter_dtype(x.dtype)).tensor_split([self.base_columns], dim=-1)
-        scale = torch.rsqrt(h.detach().pow(2).mean(-1, keepdim=True) + self.epsilon)
-        return torch.cat([y, (self.otter.weight * (inserted * scale)).to(y.dtype)], dim=-1)
+        dtype = parameter_dtype(x.dtype)
+        h = x.detach()[..., : self.base_columns].to(dtype)
+        scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return join(y, self.otter.weight * (inserted_part(x, self.base_columns).to(dtype) * scale))
 
 
 class WidenedActivation(Widened):
@@ -116,7 +162,7 @@ class WidenedActivation(Widened):
         y = self.run_base(x)
         if not self.enabled:
             return y
-        return torch.cat([y, cast(Tensor, self.base(x[..., self.base_columns :]))], dim=-1)
+        return join(y, cast(Tensor, self.base(inserted_part(x, self.base_columns))))
 
 
 class SlicedEmbedding(Widened):
@@ -136,9 +182,9 @@ class SlicedEmbedding(Widened):
 class TableEmbedding(Widened):
     """h'_0 is a row of a trained table (V, e)."""
 
-    def __init__(self, base: nn.Embedding, width: int) -> None:
+    def __init__(self, base: nn.Module, width: int) -> None:
         super().__init__(base)
-        self.insert((base.num_embeddings, width))
+        self.insert((len(cast(Tensor, base.weight)), width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (...) -> (..., d + e)."""
@@ -149,32 +195,99 @@ class TableEmbedding(Widened):
         return torch.cat([h, functional.embedding(tokens, self.otter.weight).to(h.dtype)], dim=-1)
 
 
-class ValueHead(nn.Module):
-    """Scalars for the prefix that ends with a token: scale * activation(W @ state + b) + shift, one a label."""
+class Head(nn.Module):
+    """A matrix over the final normed state, and the calibration of what is made of its output."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: HeadConfig, base_columns: int, columns: int, like: Tensor) -> None:
+    def __init__(self, config: HeadConfig, rows: int, base_columns: int, columns: int, like: Tensor) -> None:
         super().__init__()
         self.config = config
         self.base_columns = base_columns
         dtype = parameter_dtype(like.dtype)
-        self.otter = Inserted((len(config.labels), columns), like.device, dtype, bias=True)
+        self.otter = Inserted((rows, columns), like.device, dtype, bias=True)
         # Calibration stands in the configuration, so it is no part of the saved tensors.
         self.register_buffer("scale", torch.tensor(config.scale, device=like.device, dtype=dtype), persistent=False)
         self.register_buffer("shift", torch.tensor(config.shift, device=like.device, dtype=dtype), persistent=False)
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Final normed state (..., d + e) -> (..., labels)."""
+    def project(self, state: Tensor) -> Tensor:
+        """weight @ state + bias of the part of the final normed state (..., d + e) that the head reads: (..., rows)."""
         state = state.to(self.otter.weight.dtype)
         if self.config.input == "inserted":
-            state = state[..., self.base_columns :]
+            state = inserted_part(state, self.base_columns)
         elif self.config.input == "base":
             state = state[..., : self.base_columns]
-        raw = functional.linear(state, self.otter.weight, self.otter.bias)
+        return functional.linear(state, self.otter.weight, self.otter.bias)
+
+    def calibrated(self, raw: Tensor) -> Tensor:
+        """scale * activation(raw) + shift; softmax runs over the last dimension, the labels."""
         if self.config.activation == "sigmoid":
             raw = torch.sigmoid(raw)
         elif self.config.activation == "tanh":
             raw = torch.tanh(raw)
+        elif self.config.activation == "softmax":
+            raw = torch.softmax(raw, dim=-1)
         return raw * self.scale + self.shift
+
+
+class ValueHead(Head):
+    """Scalars for the prefix that ends with a token: scale * activation(W @ state + b) + shift, one a label."""
+
+    def __init__(self, config: HeadConfig, base_columns: int, columns: int, like: Tensor) -> None:
+        super().__init__(config, len(config.labels), base_columns, columns, like)
+
+    def raw(self, state: Tensor) -> Tensor:
+        """Final normed state (..., d + e) -> scalars before activation and calibration (..., labels)."""
+        return self.project(state)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Final normed state (..., d + e) -> rewards (..., labels)."""
+        return self.calibrated(self.raw(state))
+
+
+class TokenTable(nn.Module):
+    """The rows t(v) of a vocabulary head, (V, r)."""
+
+    def __init__(self, n_vocab: int, rank: int, like: Tensor) -> None:
+        super().__init__()
+        self.otter = Inserted((n_vocab, rank), like.device, parameter_dtype(like.dtype))
+
+
+class VocabularyHead(Head):
+    """A score for every possible next token v from the state s before it, at rank r.
+
+    raw(v) = <W s + c, t(v)> + <w, s> + b;  score(v) = scale * activation(raw(v)) + shift
+
+    Rows 0 to r - 1 of ``otter.weight`` are W, row r is w; ``otter.bias`` is c, then b. Splitting a baseline <w, s> off
+    the part that depends on the token follows arXiv 2407.04615.
+    """
+
+    def __init__(self, config: HeadConfig, n_vocab: int, base_columns: int, columns: int, like: Tensor) -> None:
+        super().__init__(config, config.rank + 1, base_columns, columns, like)
+        self.table = TokenTable(n_vocab, config.rank, like)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Final normed state (..., d + e) -> query (..., r + 1): W s + c, then <w, s> + b."""
+        # The table is read behind the forward pass, but distributed training looks for used parameters inside it.
+        return self.project(state) + 0.0 * self.table.otter.weight[0, 0]
+
+    def raw(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Scores before activation and calibration.
+
+        Args:
+            query: (..., r + 1), from :meth:`forward`.
+            tokens: (..., k) candidates for each query; ``None`` = the whole vocabulary.
+
+        Returns:
+            (..., k) or (..., V).
+        """
+        direction, baseline = query[..., :-1], query[..., -1:]
+        if tokens is None:
+            return functional.linear(direction, self.table.otter.weight) + baseline
+        rows = functional.embedding(tokens, self.table.otter.weight)
+        return (rows @ direction[..., None]).squeeze(-1) + baseline
+
+    def scores(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Calibrated scores, in the unit of the reward that the head predicts; arguments as of :meth:`raw`."""
+        return self.calibrated(self.raw(query, tokens))

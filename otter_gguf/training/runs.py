@@ -44,7 +44,8 @@ def latest_checkpoint(folder: Path) -> Path:
 
 def write_manifest(checkpoint: Path) -> None:
     """Record size and SHA-256 of every file of a checkpoint."""
-    files = {path.name: _size_and_hash(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    found = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    files = {path.relative_to(checkpoint).as_posix(): _size_and_hash(path) for path in found}
     files.pop(MANIFEST_NAME, None)
     with atomic_path(checkpoint / MANIFEST_NAME, force=True) as temporary:
         temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")

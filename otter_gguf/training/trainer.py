@@ -1,11 +1,12 @@
-"""Training on preference pairs: Hugging Face ``Trainer`` with our loss, our checkpoints and nothing else changed."""
+"""Training: Hugging Face ``Trainer`` with our losses, our checkpoints and nothing else changed."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import ConfigError, FileError
-from .checkpoint import TENSORS_NAME, load_tensors
-from .data import PairDataset, collate_pairs
-from .losses import LOSSES, PairRewards, align_pairs, centering_loss, pair_metrics
+from .data import Classed, RewardDataset, collate
+from .losses import LOSSES
 from .model import OtterModel, OtterOutput
+from .objectives import Objective, head_columns, summary
 from .runs import checkpoint_problem, latest_checkpoint, rotate, write_manifest
-
-_REDUCTIONS = {"min_reward": torch.min, "max_reward": torch.max}
 
 
 @dataclass
@@ -30,7 +29,9 @@ class TrainConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
     loss: str = field(
         default="prefix",
-        metadata={"help": "prefix: Bradley-Terry at every response length; final: on whole responses alone"},
+        metadata={
+            "help": "prefix: at every response token; final: on whole responses alone; steps always at their ends"
+        },
     )
     center_rewards_coefficient: float = field(
         default=0.0, metadata={"help": "weight of mean (r_chosen + r_rejected)^2, which keeps rewards around 0"}
@@ -42,10 +43,27 @@ class TrainConfig(TrainingArguments):
         if not self.center_rewards_coefficient >= 0:
             raise ConfigError(f"center_rewards_coefficient is {self.center_rewards_coefficient}, expected 0 or more")
         if self.data_seed is None:
-            self.data_seed = self.seed  # else every seed would see the pairs in the same order
+            self.data_seed = self.seed  # else every seed would see the rows in the same order
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # the collator makes the model's inputs
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+
+class ExtraLoss(Protocol):
+    """A further term of the loss, computed from the same batch and forward pass."""
+
+    def __call__(
+        self, model: OtterModel, inputs: dict[str, Tensor], output: OtterOutput
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term (scalar, weighted already) that is added, and scalars to log.
+
+        Args:
+            model: the model itself, not what accelerate wraps it into; in training or evaluation mode.
+            inputs: the batch, as :func:`~otter_gguf.training.data.collate` makes it, on the model's device.
+            output: of the forward pass over ``inputs["input_ids"]``; no logits.
+
+        In a distributed run every process must log the same names for every batch.
+        """
 
 
 class OtterTrainer(Trainer):
@@ -55,26 +73,33 @@ class OtterTrainer(Trainer):
     written last; one without a matching manifest is incomplete and skipped by ``train(resume_from_checkpoint=True)``.
     """
 
+    objective: Objective
+
     def __init__(
         self,
         model: OtterModel,
         args: TrainConfig,
-        train_dataset: PairDataset,
-        eval_dataset: PairDataset | None = None,
+        train_dataset: RewardDataset,
+        eval_dataset: RewardDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        extra_losses: Sequence[ExtraLoss] = (),
     ) -> None:
         if args.fsdp or args.deepspeed:
             raise ConfigError("FSDP and DeepSpeed are not supported: each device needs the whole model")
-        self._logged: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        for dataset in (train_dataset, eval_dataset):
+            _check_rewards(model, dataset)
+        self._metrics: dict[str, list[Tensor]] = {"train": [], "eval": []}
+        self._extra: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate_pairs,
+            data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
-        self.otter, self.train_config = model, args
+        self.otter, self.train_config, self.extra_losses = model, args, tuple(extra_losses)
+        self.objective = Objective(model.insertion, args.loss, args.center_rewards_coefficient)
         # compute_loss gives the mean of a micro-batch; the Trainer divides by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
@@ -85,15 +110,17 @@ class OtterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The preference loss of a batch of :func:`~otter_gguf.training.data.collate_pairs`."""
+        """The mean over the rows of a batch of :func:`~otter_gguf.training.data.collate`, and the extra losses."""
         output: OtterOutput = model(inputs["input_ids"], use_cache=False, return_logits=False)
-        pairs = _pair_rewards(output, inputs)
-        loss = LOSSES[self.train_config.loss](pairs)
-        if self.train_config.center_rewards_coefficient:
-            loss = loss + self.train_config.center_rewards_coefficient * centering_loss(pairs)
-        logged = self._logged["train" if model.training else "eval"]
-        for name, values in pair_metrics(pairs).items():
-            logged[name].append(self.accelerator.gather_for_metrics(values).float().cpu())
+        losses, metrics = self.objective(output, inputs)
+        loss = losses.mean()
+        mode = "train" if model.training else "eval"
+        self._metrics[mode].append(self.accelerator.gather_for_metrics(metrics).cpu())
+        for extra in self.extra_losses:
+            term, values = extra(self.otter, inputs, output)
+            loss = loss + term
+            for name, value in values.items():
+                self._extra[mode][name].append(self.accelerator.gather(value.detach().reshape(1)).float().cpu())
         return (loss, output) if return_outputs else loss
 
     def prediction_step(
@@ -112,9 +139,11 @@ class OtterTrainer(Trainer):
         """Add the metrics collected since the last line."""
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         prefix = "eval_" if mode == "eval" else ""
-        for name, values in self._logged[mode].items():
-            logs[prefix + name] = float(_REDUCTIONS.get(name, torch.mean)(torch.cat(values)))
-        self._logged[mode].clear()
+        found = summary(torch.cat(self._metrics[mode])) if self._metrics[mode] else {}
+        found.update({name: float(torch.cat(values).mean()) for name, values in self._extra[mode].items()})
+        logs.update({prefix + name: value for name, value in found.items()})
+        self._metrics[mode].clear()
+        self._extra[mode].clear()
         super().log(logs, start_time)
 
     def train(
@@ -135,10 +164,10 @@ class OtterTrainer(Trainer):
             self.otter.save_pretrained(output_dir or str(self.args.output_dir), force=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_tensors(self.otter, Path(resume_from_checkpoint) / TENSORS_NAME)
+        self.otter.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        load_tensors(self.otter, Path(str(self.state.best_model_checkpoint)) / TENSORS_NAME)
+        self.otter.load_weights(str(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The manifest makes the checkpoint valid; only then may older ones go."""
@@ -155,8 +184,19 @@ class OtterTrainer(Trainer):
             rotate(checkpoint, limit, keep={Path(best)} if best else set())
 
 
-def _pair_rewards(output: OtterOutput, inputs: dict[str, Tensor]) -> PairRewards:
-    """The trained label's rewards of each pair."""
-    assert output.rewards is not None
-    label = inputs["label"].repeat(2)[:, None, None].expand(-1, output.rewards.shape[1], 1)
-    return align_pairs(output.rewards.gather(2, label).squeeze(2), inputs["start"], inputs["length"])
+def _check_rewards(model: OtterModel, dataset: RewardDataset | None) -> None:
+    """Refuse rows that train what the model does not have; they were tokenised for another insertion."""
+    if not isinstance(dataset, RewardDataset):
+        return
+    n_rewards, heads = model.insertion.n_rewards, head_columns(model.insertion)
+    for classed, columns in {(isinstance(row, Classed), tuple(row.rewards)) for row in dataset.rows}:
+        head = heads.get(range(columns[0], columns[-1] + 1))
+        if columns[-1] >= n_rewards:
+            problem = f"a row trains reward {columns[-1] + 1} of {n_rewards}"
+        elif classed and head is None:
+            problem = "a row's classes are not those of one head"
+        elif classed and head is not None and head.activation not in ("none", "softmax"):
+            raise ConfigError(f"head {head.name!r} has activation {head.activation}; classes need softmax or none")
+        else:
+            continue
+        raise ConfigError(f"{problem}; tokenise with rewards=model.insertion.reward_labels")

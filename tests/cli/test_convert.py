@@ -78,3 +78,26 @@ def test_nothing_is_replaced_without_force(tmp_path: Path, capsys: pytest.Captur
     assert target.read_text() == "old"
     assert main(["convert", str(adapter), "--base", str(base), "-o", str(target), "--force"]) == 0
     assert target.read_bytes().startswith(b"GGUF")
+
+
+def test_a_sidecar_becomes_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, adapter = write_base(tmp_path / "b.gguf"), write_adapter(tmp_path / "a")
+    sidecar = tmp_path / "kind.otter.gguf"
+    assert main(["convert", str(adapter), "--base", str(base), "-o", str(sidecar), "--outtype", "f32"]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(sidecar), "--to-adapter"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'kind-adapter'}\n"
+    assert main(["convert", str(sidecar), "--to-adapter", "-o", str(tmp_path / "b")]) == 0
+    for name in ("otter_config.json", "otter_model.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "kind-adapter" / name).read_bytes()
+    capsys.readouterr()
+    assert "exists already" in failure(capsys, sidecar, "--to-adapter")
+    assert main(["convert", str(sidecar), "--to-adapter", "--force"]) == 0
+
+
+def test_options_without_a_meaning_for_an_adapter_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(capsys, tmp_path / "x.gguf", "--to-adapter", "--base", "b", "--outtype", "f16", "--merged")
+    assert "no --base, --merged, --outtype" in message
+    assert "--to-adapter" in failure(capsys, write_base(tmp_path / "base.gguf"))

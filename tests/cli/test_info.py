@@ -11,6 +11,7 @@ import pytest
 from otter_gguf import _native
 from otter_gguf.cli.info import human_size
 from otter_gguf.cli.main import main
+from otter_gguf.config import HeadConfig
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.merge import merge
 
@@ -118,3 +119,13 @@ def test_sizes_have_units() -> None:
         "5.0 TiB",
         "5120.0 TiB",
     ]
+
+
+def test_a_vocabulary_head_says_what_it_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heads = (HeadConfig(), HeadConfig("next", input="both", kind="vocabulary", rank=32))
+    sidecar = write_sidecar(tmp_path / "s.gguf", write_base(tmp_path / "base.gguf"), insertion(heads=heads))
+    row = "head next        scores of every next token, rank 32, reads both, activation none: reward (scale 1, shift 0)"
+    assert row in info(capsys, str(sidecar))
+    found = as_json(capsys, sidecar)
+    assert found["reward_labels"] == ["reward"]
+    assert [head["kind"] for head in found["insertion"]["heads"]] == ["value", "vocabulary"]

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from otter_gguf.cli import insert, train
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.training import OtterModel
 from otter_gguf.training.runs import checkpoints
+from tests.training.mixed import mixed_otter, mixed_rows, table_of
 from tests.training.toy import toy_folder, toy_rows, write_rows
 
 FEW = ("--max-steps", 4, "--save-steps", 2, "--cpu", "--threads", 1)
@@ -102,6 +104,37 @@ def test_a_run_is_replaced_only_by_force(folder: Path, tmp_path: Path) -> None:
     call(train, folder / "fresh", *data, "--lr", 0.01, "--max-steps", 2, "--force")
     assert not same(tensors(folder / "base", tmp_path), before)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_rows_of_every_kind_from_several_files(folder: Path, tmp_path: Path, capfd: Any) -> None:
+    mixed_otter(base=AutoModelForCausalLM.from_pretrained(folder / "base")).save_pretrained(tmp_path / "fresh")
+    write_rows(tmp_path / "rows.jsonl", mixed_rows(40))
+    table_of(mixed_rows(40)).to_parquet(str(tmp_path / "rows.parquet"))
+    found = {}
+    for name in ("rows.jsonl", "rows.parquet"):
+        data = ("--data", tmp_path / name, "--eval-data", tmp_path / name)
+        assert call(train, tmp_path / "fresh", *data, "-o", tmp_path / f"out-{name}", *FEW, "--json") == 0
+        captured = capfd.readouterr()
+        assert "16 pairs, 8 graded texts, 8 classed texts, 8 texts in steps, " in captured.err
+        assert "reward: mean" in captured.err
+        assert "grade: mean" not in captured.err
+        found[name] = json.loads(captured.out)
+        names = ("loss", "accuracy", "squared_error", "correlation", "class_accuracy", "step_accuracy")
+        assert {f"eval_{name}" for name in names} <= found[name].keys()
+        assert not any("runtime" in name or "_time" in name for name in found[name])
+    first, second = (tensors(folder / "base", tmp_path / f"out-{name}") for name in found)
+    assert same(first, second)
+
+
+def test_steps_end_with_the_separator_given(folder: Path, tmp_path: Path) -> None:
+    row = {"prompt": "a", "completions": [" b", " c"], "labels": [1, 0]}
+    data = ("--data", write_rows(tmp_path / "rows.jsonl", [row] * 8), *FEW)
+    found = []
+    for number, separator in enumerate([(), ("--step-separator", "\n"), ("--step-separator", ";")]):
+        call(train, folder / "fresh", *data, "-o", tmp_path / str(number), *separator)
+        found.append(tensors(folder / "base", tmp_path / str(number)))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from otter_gguf.converters.recipes import permute_rows, unpermute_rows
 
 from otter_gguf import _native
 from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
+from otter_gguf.demo import demo_files
+from otter_gguf.demo.assets import NAME
 from otter_gguf.errors import ConfigError, FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.sidecar import validate_insertion
@@ -124,7 +126,61 @@ def test_auto_falls_back_where_blocks_do_not_fit(tmp_path: Path, base: Path, wid
     assert made["blk.0.attn_output.otter.weight"][0] == "Q8_0"  # 96 columns, whatever the width
 
 
+VOCABULARY = insertion(
+    heads=(
+        HeadConfig("next", ("reward",), "both", kind="vocabulary", rank=32),
+        HeadConfig(),
+        HeadConfig("wide", ("reward",), "base", kind="vocabulary", rank=20),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("outtype", "whole", "odd", "tolerance"),
+    [
+        ("f32", "F32", "F32", 0.0),
+        ("f16", "F16", "F16", 1e-3),
+        ("q8_0", "Q8_0", "F16", 1e-2),
+        ("auto", "Q8_0", "F16", 1e-2),
+    ],
+)
+def test_token_tables_follow_outtype_and_their_heads_do_not(
+    tmp_path: Path, base: Path, outtype: str, whole: str, odd: str, tolerance: float
+) -> None:
+    source = adapter_tensors(VOCABULARY)
+    made = convert(write_adapter(tmp_path / "a", VOCABULARY, source), base, outtype)
+    assert [made[f"cls.table.{name}.otter.weight"][0] for name in ("next", "wide")] == [whole, odd]
+    for name in ("next", "wide"):
+        table = source[f"heads.{name}.table.otter.weight"]
+        np.testing.assert_allclose(made[f"cls.table.{name}.otter.weight"][1], table, atol=tolerance)
+        assert made[f"cls.output.{name}.otter.weight"][0] == "F32"
+        np.testing.assert_array_equal(made[f"cls.output.{name}.otter.weight"][1], source[f"heads.{name}.otter.weight"])
+        np.testing.assert_array_equal(made[f"cls.output.{name}.otter.bias"][1][0], source[f"heads.{name}.otter.bias"])
+
+
+def test_the_shipped_sidecar_is_reproduced_from_its_adapter(tmp_path: Path) -> None:
+    files = demo_files()
+    with BaseFiles.open(files.base) as base:
+        convert_adapter(files.adapter, tmp_path / "demo.gguf", base, outtype="q8_0", name=NAME)
+    assert (tmp_path / "demo.gguf").read_bytes() == files.sidecar.read_bytes()
+
+
 # ---- refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["heads.next.table.otter.weight", "heads.next.otter.weight"])
+def test_a_vocabulary_head_without_a_part_is_refused(tmp_path: Path, base: Path, missing: str) -> None:
+    tensors = adapter_tensors(VOCABULARY)
+    del tensors[missing]
+    assert f"{missing} is missing" in refusal(write_adapter(tmp_path / "a", VOCABULARY, tensors), base, FileError)
+
+
+def test_a_table_of_another_rank_is_refused(tmp_path: Path, base: Path) -> None:
+    heads = [replace(head, rank=24) if head.rank == 20 else head for head in VOCABULARY.heads]
+    folder = write_adapter(tmp_path / "a", replace(VOCABULARY, heads=tuple(heads)), adapter_tensors(VOCABULARY))
+    message = refusal(folder, base, FileError)
+    assert "heads.wide.table.otter.weight has shape [288, 20], expected [288, 24]" in message
+    assert "heads.wide.otter.weight has shape [21, 64], expected [25, 64]" in message
 
 
 def test_all_wrong_tensors_are_named_together(tmp_path: Path, base: Path) -> None:

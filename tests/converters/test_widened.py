@@ -14,7 +14,7 @@ from otter_gguf.converters.widened import convert_widened, is_widened
 from transformers import LlamaForCausalLM
 
 from otter_gguf import _native
-from otter_gguf.config import StateSource
+from otter_gguf.config import HeadConfig, StateSource
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import split
@@ -36,6 +36,9 @@ VARIANTS = {
     "all": CONFIG,
     "attention only": replace(CONFIG, n_ff=(0, 0)),
     "FFN only": replace(CONFIG, n_head_kv=(0, 0)),
+    "vocabulary head": replace(
+        CONFIG, heads=(HeadConfig(), HeadConfig("next", input="both", kind="vocabulary", rank=32))
+    ),
     "nothing but the state": replace(CONFIG, n_head_kv=(0, 0), n_ff=(0, 0)),
 }
 

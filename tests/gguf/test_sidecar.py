@@ -30,6 +30,10 @@ from otter_gguf.gguf.writer import TensorPlan, write_gguf
 
 from .toy_files import GEOMETRY, base_tensors, float_tensor, insertion, rewrite, write_base, write_sidecar
 
+VOCABULARY = (
+    HeadConfig("safety", ("harm", "help"), "both", "tanh", (2.0, 0.5), (0.0, -1.0)),
+    HeadConfig("next", ("safety.help",), "both", "tanh", (0.5,), (-1.0,), kind="vocabulary", rank=16),
+)
 CONFIGS = {
     "mixed": insertion(),
     "table": insertion(state_source="table", state_offset=0),
@@ -37,6 +41,8 @@ CONFIGS = {
     "head only": InsertionConfig.uniform(GEOMETRY, 0, n_head_kv=0, heads=(HeadConfig(input="base"),)),
     "attention in one layer": insertion(n_head_kv=(0, 1), n_ff=(0, 0)),
     "heads on the base": insertion(heads=(HeadConfig(input="base"),)),
+    "classes": insertion(heads=(HeadConfig("tone", ("kind", "flat", "rude"), activation="softmax"),)),
+    "vocabulary": insertion(heads=VOCABULARY),
 }
 
 
@@ -83,6 +89,16 @@ def test_tensors_of_a_configuration_written_out() -> None:
     }
 
 
+def test_tensors_of_a_vocabulary_head_written_out() -> None:
+    """Rank 16, V 288: W and w over [h, h'] of 64 + 32 channels."""
+    found = expected_tensors(CONFIGS["vocabulary"])
+    assert {name: shape for name, shape in found.items() if ".next." in name} == {
+        "cls.output.next.otter.weight": (96, 17),
+        "cls.output.next.otter.bias": (17,),
+        "cls.table.next.otter.weight": (16, 288),
+    }
+
+
 def test_nothing_inserted_leaves_only_heads() -> None:
     assert list(expected_tensors(CONFIGS["head only"])) == [
         "cls.output.reward.otter.weight",
@@ -122,8 +138,9 @@ def test_metadata_tells_no_local_paths(path: str) -> None:
 
 def test_metadata_keys_and_types_are_the_declared_ones() -> None:
     declared = {key.name: key.type for key in keys.SIDECAR_KEYS}
-    declared |= {key.name.format(name=h.name): key.type for h in insertion().heads for key in keys.HEAD_KEYS}
-    entries = sidecar_metadata(insertion(), "f" * 64)
+    declared |= {key.name.format(name="safety"): key.type for key in keys.HEAD_KEYS}
+    declared |= {key.name.format(name="next"): key.type for key in keys.VOCABULARY_HEAD_KEYS}
+    entries = sidecar_metadata(CONFIGS["vocabulary"], "f" * 64)
     assert {e.key: e.type for e in entries if e.key.startswith(keys.PREFIX)} == declared
     assert all(encode_value(entry.type, entry.value) for entry in entries)
 
@@ -131,7 +148,7 @@ def test_metadata_keys_and_types_are_the_declared_ones() -> None:
 def test_the_documentation_lists_every_key_and_tensor() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text("utf-8")
     rows = {line for line in text.splitlines() if line.startswith("| `")}
-    declared = [*keys.SIDECAR_KEYS, *keys.HEAD_KEYS, *keys.MERGED_KEYS]
+    declared = [*keys.SIDECAR_KEYS, *keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
     key_rows = {f"| `{key.name}` | `{key.type}` | {key.doc} |" for key in declared}
     endings = (".otter.weight", ".otter.bias")
     tensor_names = {value for value in vars(keys).values() if isinstance(value, str) and value.endswith(endings)}
@@ -179,7 +196,8 @@ def test_all_missing_keys_are_named_together(tmp_path: Path, sidecar: Path) -> N
         ("otter.base.attention.head_count_kv", "u32", 0, "n_head_kv is 0"),
         ("otter.heads", "arr[str]", [], "no head"),
         ("otter.heads", "arr[str]", ["reward", "reward"], "share a name"),
-        ("otter.head.reward.activation", "str", "softmax", "activation 'softmax'"),
+        ("otter.head.reward.activation", "str", "relu", "activation 'relu'"),
+        ("otter.head.reward.activation", "str", "softmax", "softmax needs a value head with at least 2 labels"),
         ("otter.head.reward.scale", "arr[f32]", [float("nan")], "scale needs 1 finite"),
         ("otter.head.safety.labels", "arr[str]", ["harm", "harm"], "labels must be unique"),
     ],
@@ -193,13 +211,60 @@ def test_contradictory_values_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "type", "value"), [("otter.future", "u32", 1), ("otter.head.reward.kind", "str", "vocabulary")]
+    ("key", "type", "value"), [("otter.future", "u32", 1), ("otter.head.reward.kind", "str", "draft")]
 )
 def test_what_a_newer_version_may_add_is_unsupported(
     tmp_path: Path, sidecar: Path, key: str, type: str, value: object
 ) -> None:
     changed = rewrite(sidecar, tmp_path / "changed.gguf", metadata={key: KeyValue(key, type, value)})
     assert str(value) in refusal(changed, UnsupportedError) or key in refusal(changed, UnsupportedError)
+
+
+@pytest.fixture
+def vocabulary_sidecar(tmp_path: Path, base: Path) -> Path:
+    return write_sidecar(tmp_path / "next.otter.gguf", base, CONFIGS["vocabulary"])
+
+
+def test_a_vocabulary_head_needs_its_rank_and_a_value_head_has_none(
+    tmp_path: Path, sidecar: Path, vocabulary_sidecar: Path
+) -> None:
+    rank = "otter.head.next.rank"
+    missing = rewrite(vocabulary_sidecar, tmp_path / "missing.gguf", metadata={rank: None})
+    assert f"{rank} is missing" in refusal(missing, FileError)
+    mistyped = rewrite(vocabulary_sidecar, tmp_path / "typed.gguf", metadata={rank: KeyValue(rank, "u64", 16)})
+    assert f"{rank} is u64, expected u32" in refusal(mistyped, FileError)
+    extra = "otter.head.reward.rank"
+    added = rewrite(sidecar, tmp_path / "added.gguf", metadata={extra: KeyValue(extra, "u32", 16)})
+    assert extra in refusal(added, UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    ("key", "type", "value", "reason"),
+    [
+        ("otter.head.next.rank", "u32", 0, "rank is 0"),
+        ("otter.head.next.rank", "u32", 65, "rank 65 exceeds"),
+        ("otter.head.next.rank", "u32", 15, "cls.table.next.otter.weight has shape [16, 288], expected [15, 288]"),
+        ("otter.head.next.labels", "arr[str]", ["help"], "no reward of a value head (safety.harm, safety.help)"),
+        ("otter.head.next.kind", "str", "value", "rank"),
+    ],
+)
+def test_a_wrong_vocabulary_head_is_refused(
+    tmp_path: Path, vocabulary_sidecar: Path, key: str, type: str, value: object, reason: str
+) -> None:
+    changed = rewrite(vocabulary_sidecar, tmp_path / "changed.gguf", metadata={key: KeyValue(key, type, value)})
+    with pytest.raises(OtterError) as caught, _native.GgufFile(str(changed)) as file:
+        validate_insertion(file)
+    assert reason in str(caught.value)
+
+
+def test_a_token_table_must_be_there_whole_and_finite(tmp_path: Path, vocabulary_sidecar: Path) -> None:
+    name = "cls.table.next.otter.weight"
+    missing = rewrite(vocabulary_sidecar, tmp_path / "missing.gguf", tensors={name: None})
+    assert f"{name} is missing" in refusal(missing, FileError)
+    values = np.ones((288, 16), np.float32)
+    values[287, 15] = np.nan
+    changed = rewrite(vocabulary_sidecar, tmp_path / "nan.gguf", tensors={name: float_tensor(name, values)})
+    assert name in refusal(changed, FileError)
 
 
 @pytest.mark.parametrize("key", ["general.type", "adapter.type"])

@@ -175,8 +175,11 @@ def adapter_shapes(config: InsertionConfig) -> Iterator[tuple[str, tuple[int, ..
         yield "model.norm.otter.weight", (e,)
     for head in config.heads:
         columns = {"inserted": e, "base": d, "both": d + e}[head.input]
-        yield f"heads.{head.name}.otter.weight", (len(head.labels), columns)
-        yield f"heads.{head.name}.otter.bias", (len(head.labels),)
+        rows = len(head.labels) if head.kind == "value" else head.rank + 1
+        yield f"heads.{head.name}.otter.weight", (rows, columns)
+        yield f"heads.{head.name}.otter.bias", (rows,)
+        if head.kind == "vocabulary":
+            yield f"heads.{head.name}.table.otter.weight", (base.n_vocab, head.rank)
 
 
 def adapter_tensors(config: InsertionConfig, seed: int = 1) -> dict[str, Float32]:

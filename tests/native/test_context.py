@@ -57,6 +57,61 @@ def test_full_cache_is_a_typed_error(files: tuple[Path, Path]) -> None:
     feed(context, random_tokens(20), 200)
 
 
+def cache_state(context: _native.Context) -> Float32:
+    """Logits of one more token at position 10, taken out again: they depend on all that the cache holds."""
+    feed(context, [5], 10)
+    logits: Float32 = context.logits().copy()
+    assert context.sequence_remove(0, 10)
+    return logits
+
+
+def test_a_refused_score_leaves_the_cache_as_it_was(files: tuple[Path, Path]) -> None:
+    context = open_otter(*files, CONFIG, n_ctx=256, n_ubatch=8)
+    feed(context, random_tokens(10))
+    before = cache_state(context)
+    late_mistake = random_tokens(20)
+    late_mistake[19] = 288
+    for position in (-1, 0, 5, 11):
+        with pytest.raises(ConfigError, match=f"position {position} in sequence 0, expected the next one, 10"):
+            context.score(random_tokens(3), position=position)
+    with pytest.raises(ConfigError, match="token 288 is outside"):
+        context.score(late_mistake, position=10)
+    with pytest.raises(ConfigError, match="sequence 4 is outside"):
+        context.score(random_tokens(3), sequence=4)
+    with pytest.raises(ConfigError, match="position -1 in sequence 1, expected 0 or more"):
+        context.score(random_tokens(3), sequence=1, position=-1)
+    with pytest.raises(ContextFullError, match="position 256 is outside the context of 256"):
+        context.score(random_tokens(247), position=10)
+    assert context.sequence_max_position(0) == 9
+    assert np.array_equal(cache_state(context), before)
+
+
+def test_a_score_that_fails_midway_leaves_no_trace(files: tuple[Path, Path]) -> None:
+    """The cache is full when some chunks stand in it already: they go, what was there stays."""
+    context = open_otter(*files, CONFIG, n_ctx=256, n_ubatch=8)
+    feed(context, random_tokens(10))
+    feed(context, random_tokens(150), sequences=1, outputs=False)
+    before = cache_state(context)
+    with pytest.raises(ContextFullError, match="no room"):
+        context.score(random_tokens(120), position=10)
+    assert context.sequence_max_position(0) == 9
+    assert context.sequence_max_position(1) == 149
+    assert np.array_equal(cache_state(context), before)
+    assert context.score(random_tokens(50), position=10).shape == (50, 3)  # there is room for a shorter one
+    assert context.sequence_max_position(0) == 59
+
+
+def test_a_refused_batch_leaves_the_cache_as_it_was(files: tuple[Path, Path]) -> None:
+    context = open_otter(*files, CONFIG)
+    feed(context, random_tokens(10))
+    before = cache_state(context)
+    for first in (3, 12):
+        with pytest.raises(EngineError, match="inconsistent sequence positions"):
+            feed(context, random_tokens(2), first)
+    assert context.sequence_max_position(0) == 9
+    assert np.array_equal(cache_state(context), before)
+
+
 def test_no_rewards_without_an_insertion(files: tuple[Path, Path]) -> None:
     context = open_base(files[0])
     feed(context, [5])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from otter_gguf.config import HeadConfig
 from otter_gguf.errors import ConfigError
-from otter_gguf.training import OtterModel, PairDataset, calibrate, tokenise_pairs
+from otter_gguf.training import OtterModel, RewardDataset, calibrate, tokenise_rows
+from otter_gguf.training.data import Graded
 from tests.training.toy import toy_otter, toy_rows, toy_tokenizer
 
 HEADS = (
@@ -21,21 +22,21 @@ HEADS = (
 
 
 @pytest.fixture
-def data() -> PairDataset:
-    return tokenise_pairs(toy_rows(24), toy_tokenizer())
+def data() -> RewardDataset:
+    return tokenise_rows(toy_rows(24), toy_tokenizer())
 
 
-def prefix_rewards(model: OtterModel, data: PairDataset) -> Tensor:
+def prefix_rewards(model: OtterModel, data: RewardDataset) -> Tensor:
     """(prefixes, n_rewards), response by response."""
     found = []
-    for pair in data.pairs:
-        for tokens in (pair["chosen"], pair["rejected"]):
+    for pair in data.rows:
+        for tokens in pair.sequences:
             with torch.no_grad():
-                found.append(model.rewards(torch.tensor([tokens]))[0, pair["start"] :])
+                found.append(model.rewards(torch.tensor([tokens]))[0, pair.start :])
     return torch.cat(found)
 
 
-def test_rewards_get_mean_0_and_deviation_1(data: PairDataset) -> None:
+def test_rewards_get_mean_0_and_deviation_1(data: RewardDataset) -> None:
     model = toy_otter("normal", heads=HEADS)
     before = prefix_rewards(model, data)
     found = calibrate(model, data, batch_size=5)
@@ -54,7 +55,7 @@ def test_rewards_get_mean_0_and_deviation_1(data: PairDataset) -> None:
     assert model.insertion.heads == HEADS
 
 
-def test_a_second_calibration_changes_nothing_more(data: PairDataset) -> None:
+def test_a_second_calibration_changes_nothing_more(data: RewardDataset) -> None:
     model = toy_otter("normal", heads=HEADS)
     calibrate(model, data)
     for mean, deviation in calibrate(model, data).values():
@@ -62,10 +63,10 @@ def test_a_second_calibration_changes_nothing_more(data: PairDataset) -> None:
         assert deviation == pytest.approx(1, abs=1e-4)
 
 
-def test_only_the_first_pairs_are_read(data: PairDataset) -> None:
+def test_only_the_first_pairs_are_read(data: RewardDataset) -> None:
     few, part, whole = (toy_otter("normal") for _ in range(3))
     calibrate(few, data, max_pairs=8)
-    calibrate(part, PairDataset(data.pairs[:8]))
+    calibrate(part, RewardDataset(data.rows[:8]))
     calibrate(whole, data)
     name = "heads.reward.otter.weight"
     tensors: list[Any] = [model.inserted_parameters()[name] for model in (few, part, whole)]
@@ -73,7 +74,16 @@ def test_only_the_first_pairs_are_read(data: PairDataset) -> None:
     assert not torch.equal(tensors[0], tensors[2])
 
 
-def test_a_constant_reward_cannot_be_calibrated(data: PairDataset) -> None:
+def test_rewards_with_labels_of_their_own_stay(data: RewardDataset) -> None:
+    model, texts = toy_otter("normal", heads=HEADS), [Graded(row.sequences[0], row.start, 0.5, 2) for row in data.rows]
+    assert list(calibrate(model, RewardDataset([*texts, *data.rows]))) == ["plain"]
+    before = {name: tensor.detach().clone() for name, tensor in model.inserted_parameters().items()}
+    assert calibrate(model, RewardDataset([*texts])) == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.inserted_parameters().items())
+    assert list(calibrate(model, RewardDataset([*data.rows]))) == ["plain", "scaled.x", "scaled.y"]
+
+
+def test_a_constant_reward_cannot_be_calibrated(data: RewardDataset) -> None:
     model = toy_otter("normal")
     with torch.no_grad():
         model.inserted_parameters()["heads.reward.otter.weight"].zero_()

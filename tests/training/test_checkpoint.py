@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.training import OtterModel, geometry, insert
-from tests.training.toy import toy_base, toy_folder, toy_otter
+from otter_gguf.training.checkpoint import load_tokenizer
+from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
 
 TOKENS = torch.arange(20)[None]
 CONFIG, TENSORS = "otter_config.json", "otter_model.safetensors"
@@ -47,7 +48,16 @@ def test_loads_what_was_saved(adapter: Path) -> None:
 def test_holds_exactly_the_documented_files(adapter: Path) -> None:
     assert sorted(path.name for path in adapter.iterdir()) == [CONFIG, TENSORS]
     record = json.loads((adapter / CONFIG).read_text())
-    assert list(record) == ["format", "version", "insertion", "base_model_name_or_path", "revision", "training"]
+    assert list(record) == [
+        "format",
+        "version",
+        "insertion",
+        "base_model_name_or_path",
+        "revision",
+        "base_fingerprint",
+        "base_adapters",
+        "training",
+    ]
     assert (record["format"], record["version"]) == ("otter-adapter", 1)
     assert InsertionConfig.from_dict(record["insertion"]) == toy_otter().insertion
 
@@ -178,6 +188,46 @@ def test_refuses_damage_in_one_line(adapter: Path, case: int) -> None:
 def test_refuses_another_base(adapter: Path) -> None:
     with pytest.raises(MismatchError, match=r"n_layer 3 \(base: 2\)"):
         OtterModel.from_pretrained(toy_base(num_hidden_layers=2), adapter)
+
+
+def test_refuses_a_base_with_other_norms_unless_told(adapter: Path) -> None:
+    base = toy_base()
+    with torch.no_grad():
+        base.model.layers[1].input_layernorm.weight[3] += 1e-3
+    before = str(base)
+    with pytest.raises(MismatchError, match=r"made for another base: .*give the base that it was trained on"):
+        OtterModel.from_pretrained(base, adapter)
+    assert str(base) == before
+    assert OtterModel.from_pretrained(base, adapter, check_base=False).insertion == toy_otter().insertion
+
+
+def test_folders_without_a_fingerprint_load_on_any_base_of_these_sizes(adapter: Path) -> None:
+    record = json.loads((adapter / CONFIG).read_text())
+    del record["base_fingerprint"], record["base_adapters"]
+    (adapter / CONFIG).write_text(json.dumps(record))
+    assert not torch.equal(rewards(OtterModel.from_pretrained(toy_base(seed=1), adapter)), rewards(toy_otter("normal")))
+
+
+def test_weights_are_taken_into_a_model_at_hand(adapter: Path) -> None:
+    model = toy_otter("uniform")
+    assert not torch.equal(rewards(model), rewards(toy_otter("normal")))
+    model.load_weights(adapter)
+    assert torch.equal(rewards(model), rewards(toy_otter("normal")))
+    with pytest.raises(FileError, match="tensors do not fit"):
+        toy_otter(n_ff=13).load_weights(adapter)
+
+
+def test_the_tokenizer_comes_from_where_the_base_came_from(tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    expected = toy_tokenizer()("The otter")["input_ids"]
+    for source in (base, folder, str(folder), toy_otter("normal", base)):
+        assert load_tokenizer(source)("The otter")["input_ids"] == expected
+    with pytest.raises(FileError, match="was not loaded from anywhere"):
+        load_tokenizer(toy_base())
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileError, match="base: cannot load the tokenizer"):
+        load_tokenizer(folder)
 
 
 def test_replaces_only_the_same_insertion_unasked(adapter: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 
 from otter_gguf.cli import insert, train
 from otter_gguf.cli.train import TrainOptions
-from tests.training.toy import toy_folder, toy_rows, write_rows
+from otter_gguf.errors import FileError
+from otter_gguf.training import DataOptions, tokenise_rows
+from otter_gguf.training.data import Classed, Graded, Pair, Stepped
+from otter_gguf.training.objectives import METRICS
+from tests.training.toy import toy_folder, toy_rows, toy_tokenizer, write_rows
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
 
@@ -30,6 +35,21 @@ def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {"__name__": "docs"}
     exec(compile(code, DOCUMENT.name, "exec", dont_inherit=True), names)
     assert (tmp_path / "harmless" / "otter_model.safetensors").exists()
+
+
+def test_rows_are_understood() -> None:
+    rows = [json.loads(line) for line in "".join(blocks("json")).splitlines()]
+    options = DataOptions(rewards=("reward", "tone.friendly", "tone.rude"))
+    with pytest.raises(FileError, match="4 bad rows: row 1: no 'reward'"):
+        tokenise_rows(rows, toy_tokenizer(), options)
+    dataset = tokenise_rows([{"reward": "reward", **row} for row in rows], toy_tokenizer(), options)
+    assert [type(row) for row in dataset.rows] == [Pair, Pair, Graded, Classed, Stepped]
+
+
+def test_every_logged_name_is_described() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    names = {name for name in (*METRICS, "correlation") if not name.startswith("graded_")}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
 
 
 def test_commands_are_understood() -> None:
@@ -55,5 +75,6 @@ def test_an_unknown_flag_would_be_noticed() -> None:
 def test_every_option_that_changes_the_result_is_described() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     fields = TrainOptions.__dataclass_fields__
-    flags = [fields[name].metadata["flags"][-1] for name in ("append_eos", "max_length", "loss", "calibrate", "center")]
+    names = ("append_eos", "max_length", "loss", "calibrate", "center", "step_separator")
+    flags = [fields[name].metadata["flags"][-1] for name in names]
     assert [flag for flag in flags if f"`{flag}" not in text] == []

@@ -20,13 +20,13 @@ import torch
 from otter_gguf.config import HeadConfig
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.training import (
+    DataOptions,
     OtterModel,
     OtterTrainer,
-    PairDataset,
-    PairOptions,
+    RewardDataset,
     TrainConfig,
-    load_pairs,
-    tokenise_pairs,
+    load_rows,
+    tokenise_rows,
 )
 from otter_gguf.training.runs import checkpoint_problem, checkpoints, latest_checkpoint
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, toy_tokenizer, write_rows
@@ -34,8 +34,8 @@ from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, toy_to
 ROOT = Path(__file__).parents[2]
 
 
-def pairs(count: int = 64, seed: int = 0) -> PairDataset:
-    return tokenise_pairs(toy_rows(count, seed), toy_tokenizer())
+def pairs(count: int = 64, seed: int = 0) -> RewardDataset:
+    return tokenise_rows(toy_rows(count, seed), toy_tokenizer())
 
 
 def trainer(output: Path, model: OtterModel | None = None, steps: int = 8, **options: Any) -> OtterTrainer:
@@ -170,8 +170,8 @@ def test_each_pair_trains_the_reward_it_names(tmp_path: Path) -> None:
     heads = (HeadConfig("a"), HeadConfig("b", ("x", "y")))
     model = toy_otter(heads=heads)
     before = {name: tensor.detach().clone() for name, tensor in model.inserted_parameters().items()}
-    rows = [{**row, "label": "b.y"} for row in toy_rows(16)]
-    data = tokenise_pairs(rows, toy_tokenizer(), PairOptions(labels=model.insertion.reward_labels))
+    rows = [{**row, "reward": "b.y"} for row in toy_rows(16)]
+    data = tokenise_rows(rows, toy_tokenizer(), DataOptions(rewards=model.insertion.reward_labels))
     config = TrainConfig(output_dir=str(tmp_path), max_steps=3, use_cpu=True, disable_tqdm=True, save_strategy="no")
     OtterTrainer(model, config, data).train()
     after = model.inserted_parameters()
@@ -339,7 +339,7 @@ def test_trains_from_a_folder_as_the_documentation_says(tmp_path: Path) -> None:
     folder = toy_folder(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = toy_otter(base=AutoModelForCausalLM.from_pretrained(folder))
-    data = load_pairs(write_rows(tmp_path / "pairs.jsonl", toy_rows(16)), tokenizer, PairOptions(max_length=64))
+    data = load_rows(write_rows(tmp_path / "pairs.jsonl", toy_rows(16)), tokenizer, DataOptions(max_length=64))
     config = TrainConfig(output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, disable_tqdm=True)
     run = OtterTrainer(model, config, data)
     run.train()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from otter_gguf.config import HeadConfig, InsertionConfig
-from otter_gguf.errors import ConfigError, FileError
-from otter_gguf.training import geometry, insert
-from tests.training.toy import toy_base, toy_otter, toy_tokenizer
+from otter_gguf.errors import ConfigError, FileError, MismatchError
+from otter_gguf.training import OtterModel, geometry, insert
+from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
 
 TOKENS = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(3))
 D = 32
@@ -123,3 +124,144 @@ def test_refuses_to_overwrite_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="holds a checkpoint already"):
         widenable().export_widened(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"state_source": "table"},
+    {"n_ff": 0},
+    {"n_head_kv": 0},
+    {"n_head_kv": 0, "n_ff": 0},
+    {"heads": (HeadConfig("safety", ("a", "b"), "both"), HeadConfig("tone", input="base"))},
+    {"heads": (HeadConfig(input="base"),)},
+    {"heads": (HeadConfig(), HeadConfig("next", ("reward",), "both", kind="vocabulary", rank=4))},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_loading_is_the_inverse_of_exporting(tmp_path: Path, changes: dict[str, Any], tied: bool) -> None:
+    model = widenable(base=toy_base(tie_word_embeddings=tied), **changes)
+    model.export_widened(tmp_path)
+    loaded = OtterModel.from_widened(tmp_path, toy_base(tie_word_embeddings=tied))
+    assert loaded.insertion == model.insertion
+    assert loaded.training_record == model.training_record
+    expected = model.inserted_parameters()
+    assert loaded.inserted_parameters().keys() == expected.keys()
+    for name, tensor in loaded.inserted_parameters().items():
+        assert torch.equal(tensor, expected[name]), name
+    with torch.no_grad():
+        assert torch.equal(loaded.rewards(TOKENS), model.rewards(TOKENS))
+    loaded.export_widened(tmp_path / "again")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_loads_in_the_type_that_it_was_written_in(tmp_path: Path) -> None:
+    model = widenable(base=toy_base().to(torch.bfloat16))
+    model.export_widened(tmp_path / "full", dtype=torch.float32)
+    model.export_widened(tmp_path / "half")
+    full = OtterModel.from_widened(tmp_path / "full", toy_base().to(torch.bfloat16)).inserted_parameters()
+    half = OtterModel.from_widened(tmp_path / "half", toy_base().to(torch.bfloat16)).inserted_parameters()
+    for name, tensor in model.inserted_parameters().items():
+        assert torch.equal(full[name], tensor)
+        assert torch.equal(half[name], tensor.to(torch.bfloat16).float())
+
+
+def test_finds_its_base_by_the_recorded_name(tmp_path: Path) -> None:
+    folder = toy_folder(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(folder)
+    widenable(base=base).export_widened(tmp_path / "wide")
+    loaded = OtterModel.from_widened(tmp_path / "wide")
+    assert loaded.base_name == str(folder)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(FileError, match="give another"):
+        OtterModel.from_widened(tmp_path / "wide")
+
+
+def test_a_checkpoint_of_the_converters_form_has_a_table(tmp_path: Path) -> None:
+    """Without our note beside the insertion, h'_0 is what the file has: a table."""
+    model = widenable()
+    model.export_widened(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["otter"] = {"insertion": config["otter"]["insertion"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = OtterModel.from_widened(tmp_path, toy_base())
+    assert loaded.insertion.state_source == "table"
+    with torch.no_grad():
+        assert torch.equal(loaded.rewards(TOKENS), model.rewards(TOKENS))
+
+
+def test_all_differences_from_the_base_are_named(tmp_path: Path) -> None:
+    widenable().export_widened(tmp_path)
+    edit_tensors(tmp_path, several_blocks)
+    with pytest.raises(MismatchError) as raised:
+        OtterModel.from_widened(tmp_path, toy_base())
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "3 tensors are not the base's with zero blocks" in message
+    assert "model.layers.0.self_attn.q_proj.weight (2 elements, first [3, 40]: 0.5, expected 0)" in message
+    assert "model.layers.2.mlp.down_proj.weight (1 elements, first [0, 0]" in message
+    assert "model.embed_tokens.weight (1 elements, first [7, 32]" in message
+
+
+def several_blocks(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.self_attn.q_proj.weight"][3, 40:42] = 0.5  # where zeros must be
+    tensors["model.layers.2.mlp.down_proj.weight"][0, 0] += 1  # the base's
+    tensors["model.embed_tokens.weight"][7, D] += 1  # a copy of the base's channels
+    tensors["model.layers.1.mlp.down_proj.weight"][-1, 0] += 1  # inserted, so as free as any
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    widenable().export_widened(tmp_path)
+    with pytest.raises(MismatchError, match="30 tensors are not the base's"):
+        OtterModel.from_widened(tmp_path, toy_base(seed=1))
+    with pytest.raises(MismatchError, match=r"n_layer 3 \(base: 2\)"):
+        OtterModel.from_widened(tmp_path, toy_base(num_hidden_layers=2))
+
+
+def wrong_tensors(tensors: dict[str, Tensor]) -> None:
+    tensors["extra.weight"] = torch.zeros(1)
+    del tensors["model.norm.weight"]
+    tensors["heads.reward.otter.bias"] = torch.zeros(2)
+
+
+def not_finite(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"][-1] = torch.inf
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda folder: (folder / "config.json").unlink(), r"config\.json: No such file"),
+    (lambda folder: (folder / "config.json").write_text("["), r"config\.json: no JSON object"),
+    (lambda folder: (folder / "config.json").write_text("{}"), "no insertion under 'otter'"),
+    (lambda folder: (folder / "model.safetensors").unlink(), r"no model\*\.safetensors"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "header"),
+    (
+        lambda folder: edit_tensors(folder, wrong_tensors),
+        r"missing model\.norm\.weight; unexpected extra\.weight; heads\.reward\.otter\.bias has shape",
+    ),
+    (lambda folder: edit_tensors(folder, not_finite), r"model\.norm\.otter\.weight .* no finite numbers"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(DAMAGES)))
+def test_refuses_damage_in_one_line(tmp_path: Path, case: int) -> None:
+    damage, message = DAMAGES[case]
+    widenable().export_widened(tmp_path)
+    OtterModel.from_widened(tmp_path, toy_base())
+    damage(tmp_path)
+    with pytest.raises(FileError, match=message) as raised:
+        OtterModel.from_widened(tmp_path, toy_base())
+    assert "\n" not in str(raised.value)
+
+
+def test_an_ordinary_checkpoint_is_no_widened_one(tmp_path: Path) -> None:
+    toy_base().save_pretrained(tmp_path)
+    with pytest.raises(FileError, match="is no widened checkpoint"):
+        OtterModel.from_widened(tmp_path, toy_base())

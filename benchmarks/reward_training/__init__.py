@@ -1,0 +1,1 @@
+"""Experiments on reward training: what initialisation, size, placement and loss of an insertion buy."""

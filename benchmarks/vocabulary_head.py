@@ -1,0 +1,214 @@
+"""How well a vocabulary head ranks next tokens as the value head does, on the demo model's stories.
+
+    python benchmarks/vocabulary_head.py                 # the distilled head, then the ablation; some minutes each
+    python benchmarks/vocabulary_head.py --pairs 64 --held-out 8 --output trial.json
+
+Value head and vocabulary head are trained together, with the package's own trainer, on the pairs that the demo's
+insertion is trained on. On texts that neither saw, the base's most likely candidates at evenly spread positions are
+scored by the vocabulary head and fed to the value head: rank correlation of both, and how often both put the same
+candidate first; also where it matters, at positions where the candidates' rewards are far apart. The ablation
+(``observed``) learns from trajectories alone: its one candidate is the token that the text goes on with. Needs the
+``train`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.demo_model.insertion import BATCH, HEADS_KV, INNER, TRAINED_SCALE, WIDTH
+from benchmarks.demo_model.steps import PAIR_SEED
+from benchmarks.demo_model.stories import Group, preference_pairs
+from otter_gguf.config import HeadConfig, InsertionConfig
+from otter_gguf.demo import demo_files
+from otter_gguf.training import OtterModel, OtterTrainer, RewardDataset, TrainConfig, geometry, insert, tokenise_rows
+from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.data import collate
+from otter_gguf.training.distillation import (
+    Candidates,
+    Distillation,
+    DistillConfig,
+    candidate_rewards,
+    draw_positions,
+    rank_correlation,
+    top_candidates,
+)
+
+HELD_OUT_SEED = 778
+FAR_APART = 0.2  # of the distance from the lowest to the highest reward that the value head can give
+
+
+class ObservedToken(Distillation):
+    """Learns from trajectories alone."""
+
+    def propose(self, model: OtterModel, tokens: Tensor, position: Tensor, state: Tensor) -> Tensor:
+        """The token that the text goes on with (N, m, 1)."""
+        return tokens.gather(1, (position + 1).clamp_max(tokens.shape[1] - 1))[..., None]
+
+
+VARIANTS = {"distilled": Distillation, "observed": ObservedToken}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of score and reward, at some positions."""
+
+    positions: int
+    rank: float
+    """Mean Spearman correlation over the candidates of a position."""
+    top: float
+    """Share of positions where both put the same candidate first."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one trained model on texts that it did not see."""
+
+    accuracy: float
+    """Value head: share of pairs whose chosen response ends with the higher reward."""
+    prefix_accuracy: float
+    """The same at every length of the shorter response."""
+    spread: float
+    """Standard deviation of raw rewards over the candidates of a position, as a share of that over positions."""
+    all: Agreement
+    upper_half: Agreement
+    """Positions whose best and worst candidate are further apart than at the median position."""
+    far_apart: Agreement
+    """Positions where they are further apart than ``FAR_APART`` of the possible distance."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    defaults = DistillConfig()
+    add("--pairs", type=int, default=3000, help="pairs to train on")
+    add("--held-out", type=int, default=100, help="pairs of each group to measure on")
+    add("--rate", type=float, default=1e-3, help="peak learning rate")
+    add("--rank", type=int, default=64, help="rank of the vocabulary head")
+    add("--input", choices=("inserted", "base", "both"), default="both", help="the state that it reads")
+    add("--candidates", type=int, default=defaults.candidates)
+    add("--positions", type=int, default=defaults.positions)
+    add("--share", type=float, default=defaults.share)
+    add("--weight", type=float, default=defaults.weight)
+    add("--head-only", action="store_true", help="only the vocabulary head learns from distillation")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, metavar="FILE", help="JSON with all figures")
+    return parser.parse_args()
+
+
+def train(args: argparse.Namespace, variant: str, data: RewardDataset) -> tuple[OtterModel, float]:
+    """A fresh insertion with both heads, trained; and the seconds that took."""
+    base = load_base(demo_files().base)
+    value = HeadConfig(activation="tanh", scale=(TRAINED_SCALE,))
+    scores = HeadConfig("next", ("reward",), args.input, "tanh", (TRAINED_SCALE,), kind="vocabulary", rank=args.rank)
+    sizes: dict[str, Any] = {"width": WIDTH, "n_head_kv": HEADS_KV, "n_ff": INNER}
+    model = insert(base, InsertionConfig.uniform(geometry(base), **sizes, heads=(value, scores)), seed=args.seed)
+    settings = DistillConfig(args.candidates, args.positions, args.share, args.weight, not args.head_only)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainConfig(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=args.rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            save_strategy="no",
+            seed=args.seed,
+            use_cpu=True,
+            report_to=[],
+        )
+        started = time.monotonic()
+        OtterTrainer(model, arguments, data, extra_losses=[VARIANTS[variant](settings)]).train()
+    return model, time.monotonic() - started
+
+
+@torch.no_grad()
+def measure(model: OtterModel, data: RewardDataset, n_candidates: int, n_positions: int = 12) -> Figures:
+    """Both heads on held-out pairs."""
+    batches = [collate(data.rows[i : i + 10]) for i in range(0, len(data), 10)]
+    correct, ahead, scores, raw = (
+        torch.cat(x) for x in zip(*(_batch(model, b, n_candidates, n_positions) for b in batches), strict=True)
+    )
+    reward = model.value_heads["reward"].calibrated(raw[..., None]).squeeze(-1)
+    distance = reward.amax(-1) - reward.amin(-1)
+    correlation, same = rank_correlation(scores, raw), (scores.argmax(-1) == raw.argmax(-1)).double()
+
+    def agreement(at: Tensor) -> Agreement:
+        return Agreement(int(at.sum()), correlation[at].mean().item(), same[at].mean().item())
+
+    return Figures(
+        accuracy=correct.double().mean().item(),
+        prefix_accuracy=ahead.double().mean().item(),
+        spread=(raw.std(-1).mean() / raw.mean(-1).std()).item(),
+        all=agreement(distance >= 0),
+        upper_half=agreement(distance > distance.median()),
+        far_apart=agreement(distance > FAR_APART * 2 * TRAINED_SCALE),
+    )
+
+
+def _batch(model: OtterModel, batch: dict[str, Tensor], n_candidates: int, n_positions: int) -> tuple[Tensor, ...]:
+    """Of the pairs of a batch: chosen ahead at the end, and at each length; scores and raw rewards of candidates."""
+    output = model(batch["input_ids"], use_cache=False, return_logits=False)
+    n, start, length = len(batch["start"]), batch["start"], batch["length"]
+    rewards = output.rewards[..., 0]
+    last = rewards.gather(1, length[:, None] - 1).squeeze(1)
+    place = torch.arange(rewards.shape[1])
+    both = (place >= start[:, None]) & (place < torch.minimum(length[:n], length[n:])[:, None])
+    position, mask = draw_positions(start[batch["row"]] - 1, length - 1, n_positions, training=False)
+    state = output.final_state[torch.arange(len(position))[:, None], position]
+    candidates = Candidates(position, top_candidates(model, state, n_candidates), mask)
+    head = model.vocabulary_heads["next"]
+    scores = head.raw(head(state), candidates.tokens)
+    raw = candidate_rewards(model, batch["input_ids"], candidates).raw[..., 0]
+    return last[:n] > last[n:], (rewards[:n] > rewards[n:])[both], scores[mask], raw[mask]
+
+
+def held_out(tokenizer: PreTrainedTokenizerBase, group: Group, count: int) -> RewardDataset:
+    """Pairs in the words of one group; the models are trained on group A."""
+    return tokenise_rows(list(preference_pairs(HELD_OUT_SEED, count, group)), tokenizer)
+
+
+def show(name: str, figures: Figures) -> None:
+    """One line a group of positions."""
+    shares = f"accuracy {figures.accuracy:.3f}, of prefixes {figures.prefix_accuracy:.3f}, spread {figures.spread:.2f}"
+    print(f"{name}: {shares}")
+    for label in ("all", "upper_half", "far_apart"):
+        found: Agreement = getattr(figures, label)
+        print(f"  {label:<11} {found.positions:>5} positions  rank {found.rank:6.3f}  same first {found.top:6.3f}")
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(demo_files().base)
+    data = tokenise_rows(list(preference_pairs(PAIR_SEED, args.pairs, "A")), tokenizer)
+    results: dict[str, Any] = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}}
+    for variant in args.variants:
+        model, seconds = train(args, variant, data)
+        results[variant] = {"seconds": seconds}
+        for group in ("A", "B"):
+            figures = measure(model, held_out(tokenizer, group, args.held_out), args.candidates)
+            results[variant][group] = asdict(figures)
+            show(f"{variant}, words of group {group}, trained in {seconds:.0f} s", figures)
+        if args.output:
+            args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A base that exists as GGUF: transformers' model and tokenizer made from the file that llama.cpp runs.
+
+transformers reads the file and dequantises it to F32. What it would get wrong without a word is put right or refused
+here: a scaled rope, of which the file holds the factors alone, and a tokenizer that cuts text otherwise than llama.cpp.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import decoders, normalizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .. import _native
+from ..errors import FileError, MismatchError, UnsupportedError
+from ..gguf.base import BaseFiles
+from ..gguf.sidecar import is_sidecar
+
+_ROPE_FACTORS = "rope_freqs.weight"
+_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+_SPACE = "▁"
+"""What SentencePiece writes for a space."""
+# What Llama 3.1 and its successors were trained with; their converter keeps the resulting factors alone.
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_PROBES = (
+    "The otter swims.",
+    "otters",
+    " two  spaces, 1234 and 5.6e-7\n\n\tif (x != y) { return; }",
+    "It's DON'T—naïve 水獺 🦦 Übergröße",
+)
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether a base's name is that of a GGUF file."""
+    return str(name).lower().endswith(".gguf")
+
+
+def load_gguf_base(path: Path) -> PreTrainedModel:
+    """The model of a GGUF file in F32, without a trace of quantization, so that it can be trained and saved.
+
+    Raises:
+        FileError: unreadable or damaged, or no base.
+        UnsupportedError: shards, or an architecture or a rope that transformers cannot make from the file.
+    """
+    folder, file = str(path.parent), path.name
+    factors = _check(path)
+    try:
+        config = AutoConfig.from_pretrained(folder, gguf_file=file)
+        if factors is not None:
+            config.rope_parameters = _llama3_rope(config, factors, path)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, config=config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise UnsupportedError(f"{path}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+    assert isinstance(model, PreTrainedModel)
+    _forget_quantization(model)
+    model.config._name_or_path = str(path)
+    return model
+
+
+def _check(path: Path) -> tuple[float, ...] | None:
+    """Check the file before transformers reads it; returns the factors of a scaled rope."""
+    with BaseFiles.open(path) as base:
+        if is_sidecar(base.head):
+            raise FileError(f"{path}: an Otter sidecar, no base")
+        if len(base.files) > 1:
+            raise UnsupportedError(f"{path}: a base in shards; join them with llama-gguf-split --merge")
+        _native.check_base(base.head)
+        scaling = f"{base.head.value('general.architecture')}.rope.scaling.type"
+        if scaling in base.head.keys and base.head.value(scaling) != "none":
+            raise UnsupportedError(
+                f"{path}: rope scaling {base.head.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
+            )
+        if base.tensor(_ROPE_FACTORS) is None:
+            return None
+        data = base.tensor_data(_ROPE_FACTORS)
+        return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def _llama3_rope(config: Any, factors: tuple[float, ...], path: Path) -> dict[str, Any]:
+    """The rope parameters whose factors are those of the file, found by computing them."""
+    parameters = {**config.rope_parameters, "rope_type": "llama3", "factor": round(max(factors), 4), **_LLAMA3_ROPE}
+    plain, config.rope_parameters = config.rope_parameters, parameters
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    config.rope_parameters = plain
+    exponents = torch.arange(0, 2 * len(scaled), 2) / (2 * len(scaled))
+    expected = plain["rope_theta"] ** -exponents / scaled
+    if not torch.allclose(torch.tensor(factors), expected, rtol=1e-4):
+        raise UnsupportedError(f"{path}: its rope factors are not Llama 3's; give the Hugging Face folder of the base")
+    return parameters
+
+
+def _forget_quantization(model: Any) -> None:
+    """The weights are plain F32 tensors; what transformers noted of the file would forbid training and saving them."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    if hasattr(model, "quantization_method"):
+        del model.quantization_method
+
+
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a GGUF file, compared with llama.cpp's own on a few texts.
+
+    Raises:
+        FileError: unreadable or damaged.
+        UnsupportedError: transformers has no tokenizer for the file.
+        MismatchError: it gives other tokens than llama.cpp, so rewards would be trained for other inputs.
+    """
+    _check(path)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"{path}: transformers cannot load its tokenizer: {str(error).splitlines()[0]}"
+        ) from None
+    with BaseFiles.open(path) as base:
+        keys = base.head.keys
+        if "tokenizer.ggml.model" in keys and base.head.value("tokenizer.ggml.model") == "llama":
+            _as_sentencepiece(tokenizer, _SPACE_PREFIX not in keys or bool(base.head.value(_SPACE_PREFIX)))
+    _compare_tokenizer(tokenizer, path)
+    return tokenizer
+
+
+def _as_sentencepiece(tokenizer: Any, space_prefix: bool) -> None:
+    """Treat spaces as llama.cpp does: a prefix, if the file wants one, before every text.
+
+    transformers adds one whatever the file says, except where the text has one already.
+    """
+    backend = tokenizer.backend_tokenizer
+    spaces = normalizers.Replace(" ", _SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if space_prefix else spaces
+    backend.pre_tokenizer = None
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space_prefix else steps)
+
+
+def _compare_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    native = _native.Model(str(path), vocab_only=True)
+    for text in _PROBES:
+        found = list(tokenizer(text)["input_ids"])
+        expected = native.tokenize(text.encode(), add_special=True, parse_special=False)
+        if found != expected:
+            raise MismatchError(
+                f"{path}: transformers makes the tokens {found[:8]} of {text[:20]!r}, llama.cpp {expected[:8]}; "
+                "train on the Hugging Face folder of the base instead"
+            )

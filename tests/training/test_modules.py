@@ -1,0 +1,91 @@
+"""Joining and parting the state [h, h'] without copies (otter_gguf/training/modules.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from otter_gguf.training.modules import base_part, inserted_part, join
+from tests.training.toy import toy_base, toy_otter
+
+D, E = 6, 2
+
+
+def state() -> tuple[Tensor, Tensor, Tensor]:
+    """h, h' and what they are joined to."""
+    h, inserted = torch.randn(3, D), torch.randn(3, E, requires_grad=True)
+    return h, inserted, join(h, inserted)
+
+
+def test_parts_of_a_joined_state_are_not_copied() -> None:
+    h, inserted, x = state()
+    assert torch.equal(x, torch.cat([h, inserted], dim=-1))
+    assert base_part(x, D) is h
+    assert inserted_part(x, D) is inserted
+
+
+def other_tensor(x: Tensor) -> Tensor:
+    return x * 1
+
+
+def written_to(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "cut"), [(other_tensor, D), (written_to, D), (written_to, D - 1), (other_tensor, D + 1)]
+)
+def test_parts_are_cut_out_where_they_are_not_known(change: Callable[[Tensor], Tensor], cut: int) -> None:
+    _, _, x = state()
+    x = change(x)
+    h, inserted = base_part(x, cut), inserted_part(x, cut)
+    assert torch.equal(torch.cat([h, inserted], dim=-1), x)
+    assert h.is_contiguous()
+    assert inserted.is_contiguous()
+
+
+def test_known_parts_are_not_used_for_another_cut() -> None:
+    h, _, x = state()
+    assert torch.equal(base_part(x, D - 1), h[:, : D - 1])
+    assert inserted_part(x, D - 1).shape == (3, E + 1)
+
+
+@pytest.mark.parametrize("change", [lambda x: x, other_tensor])
+def test_gradients_reach_the_inserted_part_alone(change: Callable[[Tensor], Tensor]) -> None:
+    _, inserted, x = state()
+    x = change(x)
+    assert not base_part(x, D).requires_grad
+    (inserted_part(x, D) * 3).sum().backward()
+    assert inserted.grad is not None
+    assert torch.equal(inserted.grad, torch.full((3, E), 3.0))
+
+
+def test_without_gradients_nothing_is_remembered() -> None:
+    """A tensor of inference mode has no version to compare."""
+    with torch.inference_mode():
+        _, _, x = state()
+        assert torch.equal(base_part(x, D), x[:, :D])
+        assert torch.equal(inserted_part(x, D), x[:, D:])
+
+
+def test_a_hook_that_writes_to_a_norm_reaches_the_logits() -> None:
+    """As steering does: what is remembered must not hide what somebody has changed."""
+    tokens = torch.arange(8)[None]
+    for change in (0.0, 1.0):
+        base, model = toy_base(), toy_otter()
+        plain, widened = (m.get_submodule("model.layers.1.input_layernorm") for m in (base, model.base_model))
+
+        def write(_module: object, _inputs: object, output: Tensor, change: float = change) -> None:
+            with torch.no_grad():
+                output[..., :32].add_(change)
+
+        expected = base(tokens).logits
+        plain.register_forward_hook(write)
+        widened.register_forward_hook(write)
+        changed, found = base(tokens).logits, model(tokens).logits
+        assert torch.equal(found, changed)
+        assert torch.equal(expected, changed) == (change == 0)
