@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import functools
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from otter_gguf.options import LoadOptions, SamplingOptions
+from tests.documents import DOCS, fenced
 from tests.synthetic_models import pair
-
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def python_blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("name", ["python-api.md", "guidance.md"])
@@ -27,7 +21,7 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     # Several threads wait for each other by spinning, which is slow where other tests run beside this one.
     monkeypatch.setattr("otter_gguf.model.LoadOptions", functools.partial(LoadOptions, n_threads=1))
-    blocks = python_blocks(name)
+    blocks = fenced(DOCS / name, "python")
     assert len(blocks) >= 2
     names: dict[str, object] = {"__name__": "docs"}
     for block in blocks:

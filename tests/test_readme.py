@@ -12,20 +12,16 @@ import pytest
 
 from otter_gguf.cli import main as cli
 from tests.converters.toy_hf import write_hf_model
+from tests.documents import fenced
 from tests.training.toy import toy_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+README = ROOT / "README.md"
 
 
 def commands(program: str) -> list[list[str]]:
     """The words of every shell command of a program, in order."""
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    lines = [shlex.split(line, comments=True) for block in fenced(README, "sh") for line in block.splitlines()]
     return [words for words in lines if words and words[0] == program]
 
 
@@ -35,7 +31,7 @@ OWN = [words[1:] for words in commands("otter-gguf") if words[1:] not in DEMO]
 
 def test_nothing_is_left_out() -> None:
     programs = {words[0] for words in commands("make") + commands("pip") + commands("otter-gguf")}
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    lines = [line for block in fenced(README, "sh") for line in block.splitlines() if line.strip()]
     assert len(lines) == len(commands("make")) + len(commands("pip")) + len(commands("otter-gguf"))
     assert programs == {"make", "pip", "otter-gguf"}
     assert len(DEMO) >= 5
@@ -62,7 +58,7 @@ def test_train_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_python(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+    (code,) = fenced(README, "python")
     exec(compile(code, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 3
 
@@ -79,5 +75,5 @@ def test_extras_and_links() -> None:
         assert words[1] == "install"
         for extra in re.findall(r"\[(\w+)\]", words[2]):
             assert f"\n{extra} = [" in project
-    for target in re.findall(r"\]\(([^)#]+)", README):
+    for target in re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -16,13 +15,10 @@ from otter_gguf.errors import FileError
 from otter_gguf.training import DataOptions, tokenise_rows
 from otter_gguf.training.data import Classed, Graded, Pair, Stepped
 from otter_gguf.training.objectives import METRICS
+from tests.documents import DOCS, fenced
 from tests.training.toy import toy_folder, toy_rows, toy_tokenizer, write_rows
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+DOCUMENT = DOCS / "training.md"
 
 
 def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,14 +27,14 @@ def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "held_out.jsonl", toy_rows(8, seed=1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    (code,) = blocks("python")
+    (code,) = fenced(DOCUMENT, "python")
     names: dict[str, object] = {"__name__": "docs"}
     exec(compile(code, DOCUMENT.name, "exec", dont_inherit=True), names)
     assert (tmp_path / "harmless" / "otter_model.safetensors").exists()
 
 
 def test_rows_are_understood() -> None:
-    rows = [json.loads(line) for line in "".join(blocks("json")).splitlines()]
+    rows = [json.loads(line) for line in "".join(fenced(DOCUMENT, "json")).splitlines()]
     options = DataOptions(rewards=("reward", "tone.friendly", "tone.rude"))
     with pytest.raises(FileError, match="4 bad rows: row 1: no 'reward'"):
         tokenise_rows(rows, toy_tokenizer(), options)
@@ -55,7 +51,7 @@ def test_every_logged_name_is_described() -> None:
 def test_commands_are_understood() -> None:
     verbs = {"insert": insert, "train": train}
     understood = 0
-    for line in "".join(blocks("sh")).splitlines():
+    for line in "".join(fenced(DOCUMENT, "sh")).splitlines():
         _, verb, *arguments = shlex.split(line, comments=True)
         if verb in verbs:
             parser = argparse.ArgumentParser()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -11,15 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from otter_gguf.cli.main import main
 from otter_gguf.training import OtterModel
+from tests.documents import DOCS, fenced
 from tests.training.native_toy import WORDS, native_base, native_folder, write_gguf_base
 from tests.training.toy import toy_rows, write_rows
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+DOCUMENT = DOCS / "checkpoints.md"
 CONVERT_BASE = "otter-gguf convert reward-model/base -o reward-base.gguf"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -35,13 +31,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_code() -> None:
     names: dict[str, object] = {"__name__": "docs"}
-    for code in blocks("python"):
+    for code in fenced(DOCUMENT, "python"):
         exec(compile(code, DOCUMENT.name, "exec", dont_inherit=True), names)
 
 
 def run_commands(folder: Path, *, convert: bool) -> list[str]:
     """``convert``: run llama.cpp's converter too, which takes long to start; else its output is written directly."""
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for block in fenced(DOCUMENT, "sh") for line in block.splitlines()]
     for command in commands:
         if command == CONVERT_BASE and not convert:
             base = AutoModelForCausalLM.from_pretrained(folder / "reward-model" / "base")

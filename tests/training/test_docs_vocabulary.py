@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from otter_gguf.cli import insert, train
+from tests.documents import DOCS, fenced
 from tests.training.toy import toy_folder, toy_rows, write_rows
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "vocabulary-head.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+DOCUMENT = DOCS / "vocabulary-head.md"
 
 
 def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +20,13 @@ def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "pairs.jsonl", toy_rows(16))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    (code,) = blocks("python")
+    (code,) = fenced(DOCUMENT, "python")
     exec(compile(code, DOCUMENT.name, "exec", dont_inherit=True), {"__name__": "docs"})
 
 
 def test_commands_are_understood() -> None:
     verbs = {"insert": insert, "train": train}
-    lines = [shlex.split(line, comments=True) for line in "".join(blocks("sh")).splitlines()]
+    lines = [shlex.split(line, comments=True) for line in "".join(fenced(DOCUMENT, "sh")).splitlines()]
     assert [line[1] for line in lines] == ["train", "insert"]
     for _, verb, *arguments in lines:
         parser = argparse.ArgumentParser()

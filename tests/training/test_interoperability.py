@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -16,20 +15,17 @@ from peft import LoraConfig, get_peft_model
 
 from otter_gguf.cli import train
 from otter_gguf.training import OtterModel
+from tests.documents import DOCS, fenced
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "interoperability.md"
+DOCUMENT = DOCS / "interoperability.md"
 SIZES = {"hidden_size": 64, "intermediate_size": 256}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def block(word: str) -> str:
     """The one Python block that mentions a word."""
-    (code,) = (code for code in blocks("python") if word in code)
+    (code,) = (code for code in fenced(DOCUMENT, "python") if word in code)
     return code
 
 
@@ -50,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_block_has_its_test() -> None:
-    assert len(blocks("python")) == 3
+    assert len(fenced(DOCUMENT, "python")) == 3
     assert len({block(word) for word in ("RewardTrainer", "PeftModel", "BitsAndBytesConfig")}) == 3
 
 
@@ -86,7 +82,7 @@ def test_quantized(folder: Path) -> None:
 
 
 def commands() -> list[list[str]]:
-    return [shlex.split(line) for line in "".join(blocks("sh")).splitlines()]
+    return [shlex.split(line) for line in "".join(fenced(DOCUMENT, "sh")).splitlines()]
 
 
 def test_commands_are_understood() -> None:
