@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -27,15 +28,22 @@ if __package__ in (None, ""):  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from otter_gguf.converters.adapter import convert_adapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.demo_model.insertion import BATCH, HEADS_KV, INNER, TRAINED_SCALE, WIDTH
 from benchmarks.demo_model.steps import PAIR_SEED
 from benchmarks.demo_model.stories import Group, preference_pairs
+from otter_gguf import Otter, _native
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.demo import demo_files
+from otter_gguf.demo.experiment import Continuation, Settings, Side, run_experiment, standard_error
+from otter_gguf.demo.judge import Judge
+from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.training import OtterModel, OtterTrainer, RewardDataset, TrainConfig, geometry, insert, tokenise_rows
 from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from otter_gguf.training.data import collate
@@ -107,6 +115,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--weight", type=float, default=defaults.weight)
     add("--head-only", action="store_true", help="only the vocabulary head learns from distillation")
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--guide", type=int, default=0, metavar="N", help="also continue N of the demo's prompts with each head")
+    add("--guide-weight", type=float, default=0.75, help="logits per unit of reward")
     add("--seed", type=int, default=0)
     add("--output", type=Path, metavar="FILE", help="JSON with all figures")
     return parser.parse_args()
@@ -184,6 +194,63 @@ def held_out(tokenizer: PreTrainedTokenizerBase, group: Group, count: int) -> Re
     return tokenise_rows(list(preference_pairs(HELD_OUT_SEED, count, group)), tokenizer)
 
 
+def guide(model: OtterModel, count: int, weight: float) -> dict[str, dict[str, float]]:
+    """Continue the demo's prompts plainly, by ARGS and by the vocabulary head, natively, judged by the demo's judge.
+
+    Args:
+        weight: logits per unit of reward.
+    """
+    files, settings = demo_files(), Settings(n_prompts=count, weight=weight)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, sidecar = Path(folder) / "adapter", Path(folder) / "next.otter.gguf"
+        model.save_pretrained(adapter)
+        with BaseFiles.open(files.base) as base:
+            convert_adapter(adapter, sidecar, base, outtype="q8_0")
+        with Otter(files.base, otter=sidecar, n_ctx=512, n_threads=1) as llm:
+            experiment = run_experiment(llm, files.load_prompts(), settings)
+            texts = [continue_by_scores(llm, prompt, settings, i) for i, prompt in enumerate(experiment.prompts)]
+    judge = Judge.load("all")
+    scored = Side(tuple(texts), tuple(judge.score(text.text) for text in texts), ())
+    sides = {"plain": experiment.plain, "ARGS": experiment.guided, "vocabulary head": scored}
+    return {
+        name: {
+            "judge": statistics.fmean(side.scores),
+            "judge_se": standard_error(side.scores),
+            "distinct_3": side.distinct,
+        }
+        for name, side in sides.items()
+    }
+
+
+def continue_by_scores(llm: Otter, prompt: str, settings: Settings, index: int) -> Continuation:
+    """One token a step: logits of the best candidates and their weighted scores, from one state."""
+    context, draw = llm.context, np.random.default_rng(settings.seed + index)
+    tokens = np.array(llm.tokenize(prompt), np.int32)
+    context.clear()
+    start = len(tokens)
+    _feed(context, tokens, 0)
+    taken: list[int] = []
+    while len(taken) < settings.max_tokens:
+        candidates, logits = context.top_k(0, settings.n_candidates)
+        scores = context.vocabulary_scores(0, 0, candidates)
+        total = (logits + settings.weight * scores).astype(np.float64) / settings.temperature
+        share = np.exp(total - total.max())
+        token = int(draw.choice(candidates, p=share / share.sum()))
+        if llm.model.is_eog(token):
+            break
+        _feed(context, np.array([token], np.int32), start + len(taken))
+        taken.append(token)
+    pieces = tuple(llm.model.token_bytes(token).decode("utf-8", "replace") for token in taken)
+    return Continuation(pieces, (), 0.0)
+
+
+def _feed(context: _native.Context, tokens: npt.NDArray[np.int32], position: int) -> None:
+    """Tokens behind those in the context, the last one as output."""
+    count = len(tokens)
+    positions = np.arange(position, position + count, dtype=np.int32)
+    context.decode(tokens, positions, np.zeros(count, np.int32), np.arange(count) == count - 1)
+
+
 def show(name: str, figures: Figures) -> None:
     """One line a group of positions."""
     shares = f"accuracy {figures.accuracy:.3f}, of prefixes {figures.prefix_accuracy:.3f}, spread {figures.spread:.2f}"
@@ -206,6 +273,10 @@ def main() -> None:
             figures = measure(model, held_out(tokenizer, group, args.held_out), args.candidates)
             results[variant][group] = asdict(figures)
             show(f"{variant}, words of group {group}, trained in {seconds:.0f} s", figures)
+        if args.guide:
+            results[variant]["guided"] = guide(model, args.guide, args.guide_weight)
+            for name, found in results[variant]["guided"].items():
+                print(f"  {name:<15} " + "  ".join(f"{key} {value:.3f}" for key, value in found.items()))
         if args.output:
             args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

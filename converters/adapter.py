@@ -21,8 +21,8 @@ from .recipes import check_source, plan_tensors
 CONFIG_NAME = "otter_config.json"
 WEIGHTS_STEM = "otter_model"
 
-_FORMAT = "otter-adapter"
-_VERSION = 1
+FORMAT = "otter-adapter"
+VERSION = 1
 _F32_MAX = 3.4e38
 
 
@@ -39,10 +39,10 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     """Read an adapter's configuration. ``FileError``/``UnsupportedError`` if it is damaged or of another version."""
     path = folder / CONFIG_NAME
     data = read_json(path)
-    if data.get("format") != _FORMAT:
-        raise FileError(f"{path}: format is {data.get('format')!r}, expected {_FORMAT!r}")
-    if data.get("version") != _VERSION:
-        raise UnsupportedError(f"{path}: version is {data.get('version')!r}, expected {_VERSION}; update otter-gguf")
+    if data.get("format") != FORMAT:
+        raise FileError(f"{path}: format is {data.get('format')!r}, expected {FORMAT!r}")
+    if data.get("version") != VERSION:
+        raise UnsupportedError(f"{path}: version is {data.get('version')!r}, expected {VERSION}; update otter-gguf")
     return AdapterInfo(
         insertion=insertion_from(data.get("insertion"), path),
         base_name=str(data.get("base_model_name_or_path") or ""),

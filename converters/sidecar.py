@@ -19,7 +19,7 @@ from otter_gguf.gguf.merge import split
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion
 from otter_gguf.gguf.writer import progress_bar
 
-from .adapter import CONFIG_NAME, WEIGHTS_STEM
+from .adapter import CONFIG_NAME, FORMAT, VERSION, WEIGHTS_STEM
 from .recipes import Part, recipes, row_ranges, unpermute_rows
 
 _F32_SIZE = 4
@@ -81,8 +81,8 @@ def _adapter_record(
     organization, name = _text(file, f"{prefix}.organization"), _text(file, f"{prefix}.name")
     dequantized = Counter(type for type in types.values() if type != "F32")
     return {
-        "format": "otter-adapter",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "insertion": insertion.to_dict(),
         "base_model_name_or_path": f"{organization}/{name}" if organization and name else name,
         "revision": _text(file, f"{prefix}.version"),

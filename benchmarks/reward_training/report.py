@@ -15,7 +15,7 @@ from .arms import SUITES, Arm
 from .runs import Record, key
 
 DOCUMENT = "reward-training.md"
-_BOOTSTRAP_DRAWS = 10_000
+_BOOTSTRAP_DRAWS = 2_000
 HEAD, FULL = SUITES["methods"][0], SUITES["methods"][-1]
 
 Floats = npt.NDArray[np.float64]
