@@ -222,7 +222,7 @@ def candidate_loss(scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mean_p (mean_k e)^2 / var_p (mean_k y)  +  mean_p var_k e / (var_k y + floor),   e = scores - y
 
     over positions p and candidates k, with a tenth of the mean var_k y as the floor. The variances have gradients too:
-    held fixed, rank correlations on the demo's stories came to 0.53 instead of 0.83 (docs/vocabulary-head.md).
+    held fixed, scores rank the candidates far worse.
 
     Args:
         scores, target: (N, m, k).
