@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.demo_model.insertion import BATCH, TRAINED_SCALE
+from benchmarks.demo_model.steps import PAIR_SEED
 from benchmarks.demo_model.stories import preference_pairs
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.demo import demo_files
@@ -44,7 +45,6 @@ from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from otter_gguf.training.full import full_reward_model
 from otter_gguf.training.runs import checkpoint_problem, checkpoints
 
-PAIR_SEED = 20242  # of the pairs that taught the shipped insertion (demo_model/steps.py)
 HELD_OUT_SEED = 20251
 HEAD = HeadConfig(input="base", activation="tanh", scale=(TRAINED_SCALE,))
 RATES = {"head": (2e-3, 1e-2, 5e-2), "full": (1e-4, 3e-4, 1e-3)}

@@ -134,7 +134,7 @@ class HeadConfig:
             yield f"rank is {self.rank!r}, expected at least 1 for a vocabulary head and 0 for a value head"
 
 
-def _score_activation(source: HeadConfig) -> Activation:
+def score_activation(source: HeadConfig) -> Activation:
     """The activation of scores that predict one reward of ``source``; one label of a softmax is a sigmoid."""
     return "sigmoid" if source.activation == "softmax" else source.activation
 
@@ -203,7 +203,7 @@ class InsertionConfig:
             if head.labels[0] not in self.reward_labels:
                 known = ", ".join(self.reward_labels) or "none"
                 yield f"head {head.name!r} predicts {head.labels[0]!r}, which is no reward of a value head ({known})"
-            elif head.activation not in ("none", _score_activation(self.reward_source(head.labels[0])[0])):
+            elif head.activation not in ("none", score_activation(self.reward_source(head.labels[0])[0])):
                 yield f"head {head.name!r}: activation {head.activation}, expected that of the reward, or none"
             if head.rank > self.base.n_embd:
                 yield f"head {head.name!r}: rank {head.rank} exceeds the base's width {self.base.n_embd}"

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..config import Activation, BaseGeometry, HeadConfig, HeadInput, InsertionConfig, StateSource
+from ..config import (
+    Activation,
+    BaseGeometry,
+    HeadConfig,
+    HeadInput,
+    InsertionConfig,
+    StateSource,
+    score_activation,
+)
 from ..errors import ConfigError
 from ._common import add_options, given, print_json
 
@@ -159,9 +167,10 @@ def vocabulary_head(config: InsertionConfig, rank: int, head_input: HeadInput, r
     if label not in config.reward_labels:
         raise ConfigError(f"--vocabulary-reward {label}: no such reward, only {', '.join(config.reward_labels)}")
     source, index = config.reward_source(label)
-    activation: Activation = "sigmoid" if source.activation == "softmax" else source.activation
     calibration = {"scale": source.scale[index : index + 1], "shift": source.shift[index : index + 1]}
-    return HeadConfig("next", (label,), head_input, activation, **calibration, kind="vocabulary", rank=rank)
+    return HeadConfig(
+        "next", (label,), head_input, score_activation(source), **calibration, kind="vocabulary", rank=rank
+    )
 
 
 def _layers(text: str, n_layer: int) -> list[bool]:
