@@ -128,13 +128,13 @@ class TestRuns:
         runs.append(tmp_path / "results.jsonl", found)
         assert runs.read(tmp_path / "results.jsonl") == [found]
 
-    def test_margins_are_those_of_the_trainer(self, domain: domains.Domain) -> None:
+    def test_margins_are_those_of_the_trainer(self, domain: domains.Domain, tmp_path: Path) -> None:
         base, tokenizer = domain.load()
         model = runs.build(base, COPY, 0)
         held_out = domain.datasets(tokenizer)[1]
         margins, shares = runs.evaluate(model, held_out)
         small = dataclasses.replace(domain, train=domain.held_out)
-        measured = runs.trainer_of(model, small, COPY, 0, str(Path("unused")), held_out, held_out).evaluate()
+        measured = runs.trainer_of(model, small, COPY, 0, str(tmp_path), held_out, held_out).evaluate()
         assert np.mean(margins) == pytest.approx(measured["eval_margin"], abs=1e-5)
         assert np.mean(shares) == pytest.approx(measured["eval_prefix_accuracy"], abs=1e-5)
 
