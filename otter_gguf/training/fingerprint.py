@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from ..config import BaseGeometry
 from ..errors import MismatchError
+from .modules import BASE_INFIX, INFIX
 
 _DOMAIN = b"otter-base-1\n"
-_BASE, _INFIX = ".base.", ".otter."
 
 
 def base_fingerprint(model: PreTrainedModel, geometry: BaseGeometry) -> str:
@@ -38,9 +38,9 @@ def base_fingerprint(model: PreTrainedModel, geometry: BaseGeometry) -> str:
 def _norms(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of the base's norms by the names that they have without an insertion."""
     return {
-        name.replace(_BASE, "."): parameter
+        name.replace(BASE_INFIX, "."): parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 1 and "norm" in name and _INFIX not in name
+        if parameter.ndim == 1 and "norm" in name and INFIX not in name
     }
 
 

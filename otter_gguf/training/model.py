@@ -22,6 +22,7 @@ from .architectures import Architecture
 from .attention import split_heads
 from .layout import Widening, layout
 from .modules import (
+    INFIX,
     Narrow,
     Padded,
     SlicedEmbedding,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from .reward_model import OtterRewardModel
 
-INFIX = ".otter."
 _BASE_PREFIX = "base_model."
 
 

@@ -15,6 +15,11 @@ from torch.nn import functional
 
 from ..config import HeadConfig
 
+INFIX = ".otter."
+"""In the name of every inserted tensor: the child ``otter`` of a widened module or a head."""
+BASE_INFIX = ".base."
+"""In the names of a widened module's own tensors: its child ``base``. Without an insertion a "." stands there."""
+
 _PARTS = "otter_parts"
 
 

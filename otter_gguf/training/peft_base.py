@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import MismatchError, UnsupportedError
+from .modules import BASE_INFIX, INFIX
 
 _PROBED_ROWS = 512
-_INFIX, _BASE = ".otter.", ".base."
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -87,7 +87,7 @@ def check_plain_base(model: PreTrainedModel, purpose: str) -> None:
     """``UnsupportedError`` where a map of the base has an adapter or is quantized, so that it has no one matrix."""
     for name, module in model.named_modules():
         if isinstance(getattr(module, "weight", None), Tensor) and not is_plain(module):
-            path, kind = f"{name}.".replace(_BASE, ".").rstrip("."), type(module)
+            path, kind = f"{name}.".replace(BASE_INFIX, ".").rstrip("."), type(module)
             raise UnsupportedError(
                 f"{path} is a {kind.__module__}.{kind.__name__}: {purpose} needs plain weights; use a base in floating"
                 " point, with its adapter merged (merge_and_unload)"
@@ -104,9 +104,9 @@ def adapter_record(model: PreTrainedModel) -> dict[str, Any] | None:
     if not names:
         return None
     tensors = {
-        name.replace(_BASE, "."): parameter
+        name.replace(BASE_INFIX, "."): parameter
         for name, parameter in model.named_parameters()
-        if _INFIX not in name and set(names) & set(name.split("."))
+        if INFIX not in name and set(names) & set(name.split("."))
     }
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -25,8 +25,8 @@ from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError
 from .checkpoint import check_tensors, fill, load_base
 from .layout import Widening
-from .model import INFIX, OtterModel
-from .modules import Widened
+from .model import OtterModel
+from .modules import INFIX, Widened
 from .peft_base import check_plain_base
 
 if TYPE_CHECKING:

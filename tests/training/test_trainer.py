@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,12 @@ def test_refuses_to_spread_the_model_over_devices(tmp_path: Path) -> None:
         OtterTrainer(toy_otter(), config, pairs())
 
 
-def test_accumulated_batches_give_the_gradient_of_a_large_one(tmp_path: Path) -> None:
+def check_accumulation(make: Callable[..., OtterTrainer], folder: Path, splits: Sequence[tuple[int, int]]) -> None:
+    """One step with each (batch, accumulation) changes every tensor as the first of them does."""
     models = []
-    for batch, accumulate in ((8, 1), (4, 2), (2, 4)):
-        run = trainer(
-            tmp_path / str(batch),
+    for batch, accumulate in splits:
+        run = make(
+            folder / str(batch),
             steps=1,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulate,
@@ -164,6 +166,10 @@ def test_accumulated_batches_give_the_gradient_of_a_large_one(tmp_path: Path) ->
     for other in models[1:]:
         for name, tensor in models[0].items():
             torch.testing.assert_close(tensor, other[name], atol=1e-6, rtol=0, msg=name)
+
+
+def test_accumulated_batches_give_the_gradient_of_a_large_one(tmp_path: Path) -> None:
+    check_accumulation(trainer, tmp_path, [(8, 1), (4, 2), (2, 4)])
 
 
 def test_each_pair_trains_the_reward_it_names(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from otter_gguf.training import (
 )
 from otter_gguf.training.data import Classed, Graded, Pair, Row
 from tests.training.mixed import OPTIONS, mixed_otter, mixed_rows
-from tests.training.test_trainer import digests, same_tensors
+from tests.training.test_trainer import check_accumulation, digests, same_tensors
 from tests.training.toy import toy_otter, toy_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -135,20 +135,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_give_the_gradient_of_a_large_one(tmp_path: Path) -> None:
-    models = []
-    for batch, accumulate in ((8, 1), (2, 4)):
-        run = trainer(
-            tmp_path / str(batch),
-            steps=1,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulate,
-            optim="sgd",
-            max_grad_norm=0,
-        )
-        run.train()
-        models.append(run.otter.inserted_parameters())
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(tensor, models[1][name], atol=1e-6, rtol=0, msg=name)
+    check_accumulation(trainer, tmp_path, [(8, 1), (2, 4)])
 
 
 class Shrink:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch.utils.data import Dataset
+
+_TextRow = TypeVar("_TextRow", bound="_Text")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class _Text:
         """Why nothing can be learned from it, or ``None``."""
         return _response_problem(self.sequences, self.start)
 
+    def window(self: _TextRow, first: int, length: int) -> _TextRow | None:
+        """The row with ``length`` tokens from ``first``; ``None`` where nothing to learn is left."""
+        return replace(self, tokens=self.tokens[first : first + length], start=self.start - first)
+
 
 @dataclass(frozen=True)
 class Graded(_Text):
@@ -78,10 +84,6 @@ class Graded(_Text):
         """The columns that the row trains."""
         return (self.reward,)
 
-    def window(self, first: int, length: int) -> Graded:
-        """The row with ``length`` tokens from ``first``."""
-        return replace(self, tokens=self.tokens[first : first + length], start=self.start - first)
-
 
 @dataclass(frozen=True)
 class Classed(_Text):
@@ -92,10 +94,6 @@ class Classed(_Text):
     """The head's columns."""
     label: int
     """The column of the right one."""
-
-    def window(self, first: int, length: int) -> Classed:
-        """The row with ``length`` tokens from ``first``."""
-        return replace(self, tokens=self.tokens[first : first + length], start=self.start - first)
 
 
 @dataclass(frozen=True)
