@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from otter_gguf.converters.adapter import convert_adapter
 
 from benchmarks import synthetic
+from benchmarks.guidance_cost.report import HEADING, with_section
 from otter_gguf import Otter, _native
 from otter_gguf.bench import Bench, BenchOptions, bench
 from otter_gguf.config import InsertionConfig
@@ -271,6 +272,13 @@ def say(message: str) -> None:
     print(f"measuring: {message}", file=sys.stderr, flush=True)
 
 
+def with_other_sections(text: str, path: Path) -> str:
+    """With the section on guided decoding that is there, which another script writes."""
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, found, after = old.partition(HEADING + "\n")
+    return with_section(text, f"{HEADING}\n{after}") if found else text
+
+
 def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -284,7 +292,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="otter-gguf-benchmarks-") as folder:
         text = document(Path(folder), BenchOptions(512, 64, args.repetitions))
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
+        args.output.write_text(with_other_sections(text, args.output), encoding="utf-8")
     else:
         print(text, end="")
     return 0

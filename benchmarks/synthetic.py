@@ -10,6 +10,7 @@ every tensor is filled with random picks from it: memory stays bounded and 1b ne
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_gguf import _native
-from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
+from otter_gguf.config import BaseGeometry, HeadConfig, HeadInput, InsertionConfig
 from otter_gguf.errors import OtterError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue
@@ -270,11 +271,17 @@ def write_sidecar(path: Path, base_path: Path, config: InsertionConfig, type: st
 
 
 def insertion(geometry: Geometry, args: argparse.Namespace) -> InsertionConfig:
-    """The same sizes in every layer, one head."""
+    """The same sizes in every layer, one value head, and a vocabulary head for its first reward if there is a rank."""
     head = HeadConfig(labels=tuple(args.labels.split(",")), input="inserted" if args.width else "base")
-    return InsertionConfig.uniform(
+    config = InsertionConfig.uniform(
         geometry.base, args.width, args.kv_heads, args.inner, heads=(head,), state_source=args.state_source
     )
+    if not args.vocabulary_rank:
+        return config
+    source: HeadInput = "both" if args.width else "base"
+    reward = config.reward_labels[0]
+    vocabulary_head = HeadConfig("next", (reward,), source, kind="vocabulary", rank=args.vocabulary_rank)
+    return dataclasses.replace(config, heads=(head, vocabulary_head))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -288,6 +295,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--inner", type=int, default=256, help="inserted FFN size of a layer (default: %(default)s)")
     parser.add_argument("--state-source", choices=("slice", "table"), default="slice", help="(default: %(default)s)")
     parser.add_argument("--labels", default="reward", help="labels of the head, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--vocabulary-rank", type=int, default=0, help="columns of a vocabulary head's table; 0 = none (default)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     return parser.parse_args()

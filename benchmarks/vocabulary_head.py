@@ -2,6 +2,7 @@
 
     python benchmarks/vocabulary_head.py                 # the distilled head, then the ablation; some minutes each
     python benchmarks/vocabulary_head.py --pairs 64 --held-out 8 --output trial.json
+    python benchmarks/vocabulary_head.py --variants shipped --guide 200      # the demo's own heads; trains nothing
 
 Value head and vocabulary head are trained together, with the package's own trainer, on the pairs that the demo's
 insertion is trained on. On texts that neither saw, the base's most likely candidates at evenly spread positions are
@@ -16,10 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,15 @@ from otter_gguf.converters.adapter import convert_adapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.demo_model.insertion import BATCH, HEADS_KV, INNER, TRAINED_SCALE, WIDTH
+from benchmarks.demo_model.insertion import RANK, RATE, fresh_insertion, rescaled, train_heads
 from benchmarks.demo_model.steps import PAIR_SEED
 from benchmarks.demo_model.stories import Group, preference_pairs
 from otter_gguf import Otter, _native
-from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.demo import demo_files
-from otter_gguf.demo.experiment import Continuation, Settings, Side, run_experiment, standard_error
+from otter_gguf.demo.experiment import Continuation, Difference, Settings, Side, run_experiment
 from otter_gguf.demo.judge import Judge
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.training import OtterModel, OtterTrainer, RewardDataset, TrainConfig, geometry, insert, tokenise_rows
+from otter_gguf.training import OtterModel, RewardDataset, tokenise_rows
 from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from otter_gguf.training.data import collate
 from otter_gguf.training.distillation import (
@@ -70,6 +70,8 @@ class ObservedToken(Distillation):
 
 
 VARIANTS = {"distilled": Distillation, "observed": ObservedToken}
+SHIPPED = "shipped"
+SHOWN = ("judge_mean", "judge_se", "judge_unseen_mean", "difference", "difference_se", "distinct_3", "ms_per_token")
 
 
 @dataclass(frozen=True)
@@ -106,46 +108,35 @@ def parse_arguments() -> argparse.Namespace:
     defaults = DistillConfig()
     add("--pairs", type=int, default=3000, help="pairs to train on")
     add("--held-out", type=int, default=100, help="pairs of each group to measure on")
-    add("--rate", type=float, default=1e-3, help="peak learning rate")
-    add("--rank", type=int, default=64, help="rank of the vocabulary head")
+    add("--rate", type=float, default=RATE, help="peak learning rate")
+    add("--rank", type=int, default=RANK, help="rank of the vocabulary head")
     add("--input", choices=("inserted", "base", "both"), default="both", help="the state that it reads")
     add("--candidates", type=int, default=defaults.candidates)
     add("--positions", type=int, default=defaults.positions)
     add("--share", type=float, default=defaults.share)
     add("--weight", type=float, default=defaults.weight)
     add("--head-only", action="store_true", help="only the vocabulary head learns from distillation")
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add("--variants", nargs="+", choices=(*VARIANTS, SHIPPED), default=list(VARIANTS), help="shipped: the demo's own")
     add("--guide", type=int, default=0, metavar="N", help="also continue N of the demo's prompts with each head")
-    add("--guide-weight", type=float, default=0.75, help="logits per unit of reward")
+    add("--guide-weight", type=float, default=Settings.weight, help="logits per unit of reward")
+    add("--guide-candidates", type=int, nargs="+", default=[Settings.n_candidates], metavar="K")
     add("--seed", type=int, default=0)
     add("--output", type=Path, metavar="FILE", help="JSON with all figures")
     return parser.parse_args()
 
 
-def train(args: argparse.Namespace, variant: str, data: RewardDataset) -> tuple[OtterModel, float]:
-    """A fresh insertion with both heads, trained; and the seconds that took."""
-    base = load_base(demo_files().base)
-    value = HeadConfig(activation="tanh", scale=(TRAINED_SCALE,))
-    scores = HeadConfig("next", ("reward",), args.input, "tanh", (TRAINED_SCALE,), kind="vocabulary", rank=args.rank)
-    sizes: dict[str, Any] = {"width": WIDTH, "n_head_kv": HEADS_KV, "n_ff": INNER}
-    model = insert(base, InsertionConfig.uniform(geometry(base), **sizes, heads=(value, scores)), seed=args.seed)
+def train(args: argparse.Namespace, variant: str, data: RewardDataset) -> OtterModel:
+    """A fresh insertion with both heads, trained as the demo's is."""
+    model = fresh_insertion(load_base(demo_files().base), args.seed, args.rank, args.input)
     settings = DistillConfig(args.candidates, args.positions, args.share, args.weight, not args.head_only)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainConfig(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=1,
-            learning_rate=args.rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            save_strategy="no",
-            seed=args.seed,
-            use_cpu=True,
-            report_to=[],
-        )
-        started = time.monotonic()
-        OtterTrainer(model, arguments, data, extra_losses=[VARIANTS[variant](settings)]).train()
-    return model, time.monotonic() - started
+    train_heads(model, data, VARIANTS[variant](settings), args.rate, args.seed)
+    return model
+
+
+def shipped() -> OtterModel:
+    """The demo's own."""
+    files = demo_files()
+    return OtterModel.from_pretrained(load_base(files.base), files.adapter)
 
 
 @torch.no_grad()
@@ -155,7 +146,8 @@ def measure(model: OtterModel, data: RewardDataset, n_candidates: int, n_positio
     correct, ahead, scores, raw = (
         torch.cat(x) for x in zip(*(_batch(model, b, n_candidates, n_positions) for b in batches), strict=True)
     )
-    reward = model.value_heads["reward"].calibrated(raw[..., None]).squeeze(-1)
+    value = model.value_heads["reward"]
+    reward = value.calibrated(raw[..., None]).squeeze(-1)
     distance = reward.amax(-1) - reward.amin(-1)
     correlation, same = rank_correlation(scores, raw), (scores.argmax(-1) == raw.argmax(-1)).double()
 
@@ -168,7 +160,7 @@ def measure(model: OtterModel, data: RewardDataset, n_candidates: int, n_positio
         spread=(raw.std(-1).mean() / raw.mean(-1).std()).item(),
         all=agreement(distance >= 0),
         upper_half=agreement(distance > distance.median()),
-        far_apart=agreement(distance > FAR_APART * 2 * TRAINED_SCALE),
+        far_apart=agreement(distance > FAR_APART * 2 * value.scale),
     )
 
 
@@ -194,32 +186,44 @@ def held_out(tokenizer: PreTrainedTokenizerBase, group: Group, count: int) -> Re
     return tokenise_rows(list(preference_pairs(HELD_OUT_SEED, count, group)), tokenizer)
 
 
-def guide(model: OtterModel, count: int, weight: float) -> dict[str, dict[str, float]]:
+def guide(model: OtterModel, count: int, weight: float, candidates: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Continue the demo's prompts plainly, by ARGS and by the vocabulary head, natively, judged by the demo's judge.
 
     Args:
-        weight: logits per unit of reward.
+        weight: logits per unit of reward, which runs from -1 to 1 as the demo's.
+        candidates: numbers of candidates, for each of which everything is done.
+
+    Returns:
+        Figures of each side, by the number of candidates.
     """
-    files, settings = demo_files(), Settings(n_prompts=count, weight=weight)
+    model.insertion = rescaled(model.insertion, 1.0)
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         adapter, sidecar = Path(folder) / "adapter", Path(folder) / "next.otter.gguf"
         model.save_pretrained(adapter)
-        with BaseFiles.open(files.base) as base:
+        with BaseFiles.open(demo_files().base) as base:
             convert_adapter(adapter, sidecar, base, outtype="q8_0")
-        with Otter(files.base, otter=sidecar, n_ctx=512, n_threads=1) as llm:
-            experiment = run_experiment(llm, files.load_prompts(), settings)
-            texts = [continue_by_scores(llm, prompt, settings, i) for i, prompt in enumerate(experiment.prompts)]
-    judge = Judge.load("all")
-    scored = Side(tuple(texts), tuple(judge.score(text.text) for text in texts), ())
+        for k in candidates:
+            results[str(k)] = compare_guidance(sidecar, Settings(n_prompts=count, weight=weight, n_candidates=k))
+    return results
+
+
+def compare_guidance(sidecar: Path, settings: Settings) -> dict[str, dict[str, float]]:
+    """Figures of each side, with the difference to plain decoding, paired by prompt; printed as well."""
+    files = demo_files()
+    with Otter(files.base, otter=sidecar, n_ctx=512, n_threads=1, n_seq_max=settings.n_candidates) as llm:
+        experiment = run_experiment(llm, files.load_prompts(), settings)
+        texts = [continue_by_scores(llm, prompt, settings, i) for i, prompt in enumerate(experiment.prompts)]
+    judges = [Judge.load("all"), Judge.load("unseen")]
+    scored = Side(tuple(texts), *(tuple(judge.score(text.text) for text in texts) for judge in judges))
     sides = {"plain": experiment.plain, "ARGS": experiment.guided, "vocabulary head": scored}
-    return {
-        name: {
-            "judge": statistics.fmean(side.scores),
-            "judge_se": standard_error(side.scores),
-            "distinct_3": side.distinct,
-        }
-        for name, side in sides.items()
-    }
+    figures: dict[str, dict[str, float]] = {}
+    for name, side in sides.items():
+        difference = Difference.of(side.scores, experiment.plain.scores)
+        figures[name] = {**side.to_dict(), "difference": difference.mean, "difference_se": difference.error}
+        shown = "  ".join(f"{key} {figures[name][key]:.2f}" for key in SHOWN)
+        print(f"  {settings.n_candidates:>3} candidates, {name:<15} {shown}")
+    return figures
 
 
 def continue_by_scores(llm: Otter, prompt: str, settings: Settings, index: int) -> Continuation:
@@ -230,6 +234,8 @@ def continue_by_scores(llm: Otter, prompt: str, settings: Settings, index: int) 
     start = len(tokens)
     _feed(context, tokens, 0)
     taken: list[int] = []
+    rewards: list[float] = []
+    begin = time.perf_counter()
     while len(taken) < settings.max_tokens:
         candidates, logits = context.top_k(0, settings.n_candidates)
         scores = context.vocabulary_scores(0, 0, candidates)
@@ -240,8 +246,10 @@ def continue_by_scores(llm: Otter, prompt: str, settings: Settings, index: int) 
             break
         _feed(context, np.array([token], np.int32), start + len(taken))
         taken.append(token)
+        rewards.append(float(context.rewards()[0, 0]))
+    seconds = time.perf_counter() - begin
     pieces = tuple(llm.model.token_bytes(token).decode("utf-8", "replace") for token in taken)
-    return Continuation(pieces, (), 0.0)
+    return Continuation(pieces, tuple(rewards), seconds)
 
 
 def _feed(context: _native.Context, tokens: npt.NDArray[np.int32], position: int) -> None:
@@ -267,16 +275,15 @@ def main() -> None:
     data = tokenise_rows(list(preference_pairs(PAIR_SEED, args.pairs, "A")), tokenizer)
     results: dict[str, Any] = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}}
     for variant in args.variants:
-        model, seconds = train(args, variant, data)
-        results[variant] = {"seconds": seconds}
+        started = time.monotonic()
+        model = shipped() if variant == SHIPPED else train(args, variant, data)
+        results[variant] = {"seconds": time.monotonic() - started}
         for group in ("A", "B"):
             figures = measure(model, held_out(tokenizer, group, args.held_out), args.candidates)
             results[variant][group] = asdict(figures)
-            show(f"{variant}, words of group {group}, trained in {seconds:.0f} s", figures)
+            show(f"{variant}, words of group {group}, made in {results[variant]['seconds']:.0f} s", figures)
         if args.guide:
-            results[variant]["guided"] = guide(model, args.guide, args.guide_weight)
-            for name, found in results[variant]["guided"].items():
-                print(f"  {name:<15} " + "  ".join(f"{key} {value:.3f}" for key, value in found.items()))
+            results[variant]["guided"] = guide(model, args.guide, args.guide_weight, args.guide_candidates)
         if args.output:
             args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

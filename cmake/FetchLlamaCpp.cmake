@@ -40,7 +40,7 @@ else()
 endif()
 
 foreach(file CMakeLists.txt LICENSE include/llama.h src/llama-model.h ggml/CMakeLists.txt
-             convert_hf_to_gguf.py conversion/base.py gguf-py/gguf/__init__.py)
+             common/json-schema-to-grammar.cpp convert_hf_to_gguf.py conversion/base.py gguf-py/gguf/__init__.py)
   if(NOT EXISTS "${OTTER_LLAMA_CPP_SOURCE}/${file}")
     message(FATAL_ERROR
       "otter-gguf: ${OTTER_LLAMA_CPP_SOURCE} is no llama.cpp tree, ${file} is missing; "

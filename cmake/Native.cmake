@@ -10,7 +10,8 @@ find_package(pybind11 2.12 CONFIG REQUIRED HINTS "${otter_pybind11_dir}")
 
 file(GLOB_RECURSE otter_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/*.cpp")
 file(GLOB_RECURSE otter_bridge_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/bridge/*.cpp")
-list(REMOVE_ITEM otter_sources ${otter_bridge_sources})
+file(GLOB_RECURSE otter_json_schema_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/json_schema/*.cpp")
+list(REMOVE_ITEM otter_sources ${otter_bridge_sources} ${otter_json_schema_sources})
 
 # What every source of ours is compiled with. llama.cpp's headers are system headers: their warnings are not ours.
 add_library(otter_options INTERFACE)
@@ -35,6 +36,20 @@ if(otter_bridge_sources)
   target_link_libraries(otter_bridge PRIVATE otter_options llama)
   target_sources(_native PRIVATE $<TARGET_OBJECTS:otter_bridge>)
 endif()
+
+# llama.cpp's converter of JSON schemas, alone: the rest of its folder `common` brings HTTP, a console and more. No
+# option of ours holds for its sources.
+set(otter_common "${OTTER_LLAMA_CPP_SOURCE}/common")
+add_library(otter_common OBJECT
+  "${otter_common}/json-schema-to-grammar.cpp" "${otter_common}/json-schema.cpp" "${otter_common}/json.cpp"
+  "${otter_common}/trie.cpp" "${otter_common}/unicode.cpp")
+target_include_directories(otter_common PRIVATE "${OTTER_LLAMA_CPP_SOURCE}/vendor")
+target_link_libraries(otter_common PRIVATE llama)
+
+add_library(otter_json_schema OBJECT ${otter_json_schema_sources})
+target_include_directories(otter_json_schema SYSTEM PRIVATE "${otter_common}")
+target_link_libraries(otter_json_schema PRIVATE otter_options llama)
+target_sources(_native PRIVATE $<TARGET_OBJECTS:otter_common> $<TARGET_OBJECTS:otter_json_schema>)
 
 # Python needs one symbol. Everything else stays local, also the templates of std that any object file instantiates.
 if(APPLE)

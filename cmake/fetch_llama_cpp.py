@@ -24,12 +24,13 @@ from pathlib import Path, PurePosixPath
 PROJECT = "llama-cpp-python"
 INSTEAD = "or pass -DOTTER_LLAMA_CPP_DIR=<unpacked llama.cpp tree>"
 
-# What the module is compiled from and what llama.cpp's converter reads: 38 of 176 MB.
+# What the module is compiled from and what llama.cpp's converter reads: 40 of 176 MB.
 NEEDED = (
     "CMakeLists.txt",
     "LICENSE",
     "licenses",
     "cmake",
+    "common",
     "include",
     "src",
     "ggml",
@@ -39,6 +40,8 @@ NEEDED = (
     "gguf-py",
     "models/templates",
 )
+# The part that a tree in the cache lacks if a version of this package unpacked it that did not need it.
+LATEST = "common"
 STALE_SECONDS = 24 * 3600
 
 
@@ -131,9 +134,9 @@ def remove_stale(cache: Path) -> None:
 
 
 def fetch(version: str, sha256: str, cache: Path) -> Path:
-    """The unpacked tree of this version in ``cache``; fetched only when it is not there yet."""
+    """The unpacked tree of this version in ``cache``; fetched only when it is not there yet, or not whole."""
     tree = cache / f"llama.cpp-{version}-{sha256[:12]}"
-    if tree.is_dir():
+    if (tree / LATEST).exists():
         return tree
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -149,12 +152,15 @@ def fetch(version: str, sha256: str, cache: Path) -> Path:
 
 
 def publish(complete: Path, tree: Path) -> None:
-    """Give the tree its name. Another build may have been faster; its tree is as good."""
+    """Give the tree its name. Another build may have been faster, or have needed less: its tree gets what it lacks."""
     try:
         complete.rename(tree)
     except OSError:
         if not tree.is_dir():
             raise
+        for part in complete.iterdir():
+            if not (tree / part.name).exists():
+                publish(part, tree / part.name)
 
 
 def main(arguments: list[str]) -> int:

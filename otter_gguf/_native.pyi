@@ -1,6 +1,6 @@
 """The native layer: GGUF validator, llama.cpp with inserted blocks, samplers. Shapes are (rows, columns), C order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -207,6 +207,10 @@ class Context:
         ``outputs`` are kept until the next call. ``rewards=False`` leaves the inserted blocks' heads unread but still
         fills their KV cache. GIL released; Ctrl-C aborts with KeyboardInterrupt and the cache rolled back.
         ``ContextFullError`` when no KV slot is found."""
+    def decode_rewards(self, tokens: Int32, positions: Int32, sequences: Int32) -> Float32:
+        """As :meth:`decode`, without the output projection: (n, n_rewards) of every token, and no logits. At most
+        n_ubatch tokens. For a reward model, whose logits nobody reads: at a vocabulary of 128k they are half of a
+        small batch's work."""
     def logits(self) -> Float32:
         """(outputs, n_vocab): a read-only view, valid until the next decode; copy to keep."""
     def rewards(self) -> Float32:
@@ -227,21 +231,53 @@ class Context:
         chunks of n_ubatch. ``position``: the sequence's next one, any where it is empty. A refused call
         (``ConfigError``, ``ContextFullError``) leaves the cache as it was; a failure midway takes all its tokens out.
         A cache without room is found midway."""
+    def log_probabilities(self, tokens: Int32, *, sequence: int = 0, position: int = 0) -> Float32:
+        """(n - 1,): ln p(tokens[i + 1] | what the sequence holds, tokens[..i]) under the base, in nats; (0,) of no or
+        one token. The text is fed in chunks, at most n_outputs_max tokens each, and stays in the KV cache. Position,
+        errors and roll-back as :meth:`score`; no rewards are computed."""
     def sequence_copy(self, source: int, target: int, begin: int = -1, end: int = -1) -> None: ...
     def sequence_remove(self, sequence: int, begin: int = -1, end: int = -1) -> bool: ...
     def sequence_keep(self, sequence: int) -> None: ...
     def sequence_max_position(self, sequence: int) -> int:
         """-1 when empty."""
+    @property
+    def can_shift(self) -> bool:
+        """Whether positions in the KV cache can be moved: not with every architecture, nor with a quantized ``type_k``
+        where the head size is no multiple of 64 (llama.cpp's own shift crashes there)."""
+    def sequence_shift(self, sequence: int, begin: int, end: int, delta: int) -> None:
+        """Add ``delta`` to the positions in [begin, end) of a sequence, ``end`` negative: to its end; their keys are
+        rotated at once. What stands where they go must have been removed. Logits and rewards of the last decode are
+        gone then. ``ConfigError`` where :attr:`can_shift` is false, where a position would leave the context, and
+        where the sequence shares tokens with another (``sequence_keep`` first)."""
+    def state(self, sequence: int = 0) -> bytes:
+        """What the KV cache holds of a sequence, the inserted part's included, for :meth:`load_state`; no logits. Never
+        empty: a sequence without tokens has a state too."""
+    def load_state(self, data: bytes, sequence: int = 0) -> int:
+        """Replace a sequence by a saved one; returns the bytes read. To go on bit for bit, load into a context of the
+        same files and options. ``ConfigError`` on data that is cut, damaged, or of another model size, insertion or
+        cache type, and ``ContextFullError`` without room: the sequence is then empty."""
     def clear(self) -> None: ...
     def top_k(self, row: int, k: int) -> tuple[Int32, Float32]:
         """The k highest logits of an output row, best first: token ids and logits. Native partial sort."""
     def timing(self) -> dict[str, float]:
-        """Seconds inside llama_decode and number of calls since the context was made: ``seconds``, ``calls``."""
+        """Since the context was made: ``seconds`` inside llama_decode, its ``calls``, and the ``tokens`` fed."""
     def close(self) -> None: ...
 
 @final
+class SamplerState:
+    """What a sampler's history chain remembers. Opaque; made by :meth:`Sampler.save`."""
+
+@final
 class Sampler:
-    """llama.cpp's sampler chain: penalties, top-k, top-p, min-p, temperature, draw (or greedy at temperature 0)."""
+    """Two chains of llama.cpp's samplers.
+
+    History: logit bias, penalties and the grammar, which depend on the text so far and on the caller's wishes.
+    Choice: top-k, top-p, min-p, temperature and the draw (temperature 0: the best, by the lower token among equals).
+
+    ``logits`` is (n_vocab,), read without a copy; a row of ``Context.logits()`` is such a view. ``ConfigError`` on
+    another size, on a bias for an unknown token, of NaN or of plus infinity, and on a grammar (llama.cpp's GBNF, rule
+    ``root``) that llama.cpp cannot work with. ``seed=-1``: another one each time. Not for two threads at once.
+    """
     def __init__(
         self,
         model: Model,
@@ -255,11 +291,50 @@ class Sampler:
         frequency_penalty: float = 0.0,
         presence_penalty: float = 0.0,
         seed: int = -1,
+        logit_bias: Sequence[tuple[int, float]] = (),
+        grammar: str = "",
     ) -> None: ...
-    def sample(self, context: Context, row: int) -> int:
-        """Token chosen from an output row; accepted into the penalties' history."""
-    def accept(self, token: int) -> None: ...
-    def reset(self) -> None: ...
+    @property
+    def has_history(self) -> bool:
+        """Whether anything changes logits before the choice."""
+    def sample(self, logits: Float32) -> int:
+        """Both chains over the vocabulary; the token is accepted. GIL released.
+
+        ``ConfigError`` if no token is left: a grammar that no token continues, or every logit minus infinity."""
+    def candidates(self, logits: Float32, k: int, bonus: Float32 | None = None) -> tuple[Int32, Float32]:
+        """The k best tokens after the history chain, best first (equal ones: lower token first), and their logits.
+
+        With ``bonus`` (n_vocab,), order and cut go by logit + bonus, and the logits returned are without it. Tokens of
+        minus infinity, and what the grammar forbids, are left out, so there may be fewer than k; none at all is a
+        ``ConfigError``. GIL released."""
+    def choose(self, tokens: Int32, scores: Float32) -> int:
+        """The choice chain alone on (k,) scores: index of the chosen one in ``tokens``. Nothing is accepted."""
+    def accept(self, token: int, *, prompt: bool = False) -> None:
+        """Into the history chain. ``prompt``: penalties count the token, and the grammar, which begins behind the
+        prompt, does not see it. ``ConfigError`` if the grammar forbids the token; nothing is changed then."""
+    def save(self) -> SamplerState:
+        """The history as it stands. Draws are no part of it."""
+    def restore(self, state: SamplerState) -> None:
+        """Back to a saved history, any number of times; of this sampler or of one that is its clone."""
+    def clone(self, seed: int) -> Sampler:
+        """The same settings and history, and draws from another seed."""
+    def reset(self) -> None:
+        """As it was made: no history, and draws from the beginning."""
+
+def log_sum_exp(logits: Float32) -> float:
+    """ln of the sum of exp(logits), (n,) of at least one, accumulated in double. Minus infinity if all of them are.
+    ``ConfigError`` on NaN or plus infinity."""
+
+def entropy(logits: Float32) -> float:
+    """Entropy of softmax(logits), (n,), in nats: ln Z - sum p*logit. Logits of minus infinity count nothing.
+    ``ConfigError`` on NaN, plus infinity, or if all are minus infinity. GIL released."""
+
+def top_k(logits: Float32, k: int, bonus: Float32 | None = None) -> tuple[Int32, Float32]:
+    """As :meth:`Sampler.candidates` without a history: (n,) logits, 1 <= k <= n. GIL released."""
+
+def json_schema_to_grammar(schema: str) -> str:
+    """A grammar for :class:`Sampler` from a JSON schema, by llama.cpp's own code. ``ConfigError`` on text that is no
+    JSON or no schema that it can express."""
 
 def set_log_callback(callback: Callable[[str, str], None] | None) -> None:
     """(level, line) of llama.cpp's log; ``None`` = quiet. Lines are kept for error messages either way."""
@@ -267,5 +342,42 @@ def set_log_callback(callback: Callable[[str, str], None] | None) -> None:
 def devices() -> list[dict[str, Any]]:
     """Every ggml device: name, description, type, memory_free, memory_total."""
 
-def model_quantize(source: str, target: str, type: str, n_threads: int = 0) -> None:
-    """llama.cpp's quantizer on a base file (the caller gives a temporary target and renames)."""
+QUANTIZE_TYPES: tuple[str, ...]
+"""Types of :func:`model_quantize`, under llama-quantize's names; ``COPY`` leaves every tensor as it is."""
+
+@final
+class QuantizeReport:
+    @property
+    def types(self) -> dict[str, str]:
+        """The type of each tensor of the target."""
+    @property
+    def fallbacks(self) -> list[str]:
+        """Tensors whose rows do not fit the blocks of the type meant for them, and got another."""
+    @property
+    def needs_importance(self) -> bool:
+        """Found in a dry run: some types are made from importance values, and there are none."""
+
+def model_quantize(
+    source: str,
+    target: str,
+    type: str,
+    n_threads: int = 0,
+    *,
+    pure: bool = False,
+    keep_split: bool = False,
+    dry_run: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    importance: Mapping[str, Float32] = ...,
+    metadata: Mapping[str, int | str] = ...,
+    progress: Callable[[str, str], object] | None = None,
+) -> QuantizeReport:
+    """llama.cpp's quantizer on a base (the caller gives a temporary target and renames). GIL released.
+
+    ``keep_split`` writes as many files as the source has, ``target`` is their common prefix. Tensors that are
+    quantized already are quantized again. ``importance``: by tensor, one value a column. ``progress`` is called with
+    each finished tensor and its new type; what it raises, and Ctrl-C, ends the run after that tensor.
+
+    Raises ``FileError`` on a damaged source, ``ConfigError`` on types that do not fit its rows or lack importance
+    values, ``EngineError`` with llama.cpp's words.
+    """

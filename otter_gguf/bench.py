@@ -22,7 +22,9 @@ import numpy as np
 from . import _native
 from .config import InsertionConfig
 from .errors import ConfigError
-from .generation import Text
+from .generation import Lanes
+from .generation.loop import plain
+from .generation.request import Request, texts_of
 from .gguf.base import BaseFiles, is_inserted
 from .loading import ModelFiles, check_files, load_model, make_context
 from .options import LoadOptions
@@ -314,12 +316,11 @@ def measure_python(
 
     Tokens are drawn greedily; what llama.cpp's sampler takes is native time too, but counts as Python's here.
     """
-    text = Text(model, context, insertion.reward_labels, n_gen + WARM_UP + 1)
-    text.start([0])
-    steps = text.plain(_native.Sampler(model, temperature=0.0))
+    lanes = Lanes(context, len(insertion.reward_labels), reads_heads=True, n_ctx=n_gen + WARM_UP + 1)
+    texts = texts_of(lanes.begin([[0]])[0], [[0]], [_native.Sampler(model, temperature=0.0)], Request())
     shares, times = [], []
     end_inside, end = context.timing()["seconds"], time.perf_counter()
-    for _ in steps:
+    for _ in plain(model, lanes, texts, Request()):
         begin_inside, begin = end_inside, end
         end_inside, end = context.timing()["seconds"], time.perf_counter()
         times.append(end - begin)

@@ -32,6 +32,22 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ConfigError(f"messages[{index}]: 'content' must be a string (no images, tools or parts)")
 
 
+def json_schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any] | str:
+    """The JSON schema that OpenAI's ``response_format`` asks for; "" = any text.
+
+    ``{"type": "text"}``, ``{"type": "json_object"}``, the latter with a ``schema`` as in llama-cpp-python, or
+    ``{"type": "json_schema", "json_schema": {"schema": ...}}``. ``ConfigError`` for anything else.
+    """
+    kind = response_format.get("type")
+    if kind == "text":
+        return ""
+    inner = response_format.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, Mapping) else response_format.get("schema", {"type": "object"})
+    if kind not in ("json_object", "json_schema") or not isinstance(schema, Mapping):
+        raise ConfigError(f"response_format is {dict(response_format)}, expected type text, json_object or json_schema")
+    return schema
+
+
 class ChatTemplate:
     """A compiled template of a model file."""
 

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from .generation import Float32, Step
+from .generation.steps import Event, FinishReason, Float32, Logprobs, Record
 from .text import TextStream
-
-FinishReason = Literal["stop", "length"]
 
 
 class Rewards(TypedDict):
@@ -29,6 +27,32 @@ class Rewards(TypedDict):
     """The first label's reward for the whole text so far."""
 
 
+class CompletionLogprobs(TypedDict):
+    """As OpenAI's completions give them: under the base, at temperature 1, natural logarithms.
+
+    Tokens that are no text by themselves read ``bytes:\\xf0\\x9f``, special ones have their names.
+    """
+
+    tokens: list[str]
+    text_offset: list[int]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    """The most likely ones, best first, and the chosen one where it is none of them."""
+
+
+class TokenLogprob(TypedDict, total=False):
+    token: str
+    bytes: list[int]
+    logprob: float
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """As OpenAI's chat completions give them."""
+
+    content: list[TokenLogprob]
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
@@ -37,14 +61,15 @@ class Usage(TypedDict):
 
 class _Choice(TypedDict):
     index: int
-    logprobs: None
     finish_reason: FinishReason | None
     rewards: Rewards | None
 
 
 class CompletionChoice(_Choice, total=False):
     text: str
+    logprobs: CompletionLogprobs | None
     prompt_rewards: Rewards | None
+    steps: list[Record]
 
 
 class CompletionResponse(TypedDict):
@@ -66,6 +91,8 @@ class Message(TypedDict, total=False):
 class ChatChoice(_Choice, total=False):
     message: Message
     delta: Message
+    logprobs: ChatLogprobs | None
+    steps: list[Record]
 
 
 class ChatResponse(TypedDict):
@@ -83,22 +110,70 @@ class ChatResponse(TypedDict):
 class Piece:
     """Text that is certain, with the tokens that it begins."""
 
-    text: str
-    steps: list[Step]
-    offsets: list[int]
+    index: int
+    """Which of the call's texts."""
+    text: str = ""
+    events: list[Event] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """Where each token begins, in characters of the whole text."""
     finish_reason: FinishReason | None = None
+    records: list[Record] = field(default_factory=list)
+
+
+class PieceMaker:
+    """Turns the tokens of one text into pieces.
+
+    A token belongs to the first piece that holds a character of it, so that tokens within a stop string are left out.
+    """
+
+    def __init__(self, index: int, stop: Sequence[str], token_bytes: Callable[[int], bytes]) -> None:
+        self.index = index
+        self._text = TextStream(stop)
+        self._token_bytes = token_bytes
+        self._waiting: deque[tuple[int, Event]] = deque()
+        self._records: list[Record] = []
+        self._before_stop = ""
+
+    def push(self, event: Event) -> Piece | None:
+        """Take a token; the piece that is certain now, if there is one."""
+        self._waiting.append((self._text.decoded, event))
+        self._records += event.records
+        certain = self._text.push(self._token_bytes(event.step.token))
+        if self._text.stopped:
+            self._before_stop += certain
+            return None
+        return self._piece(certain, self._text.released) if certain else None
+
+    def finish(self, reason: FinishReason, records: Iterable[Record] = ()) -> Piece:
+        """No more tokens: the rest."""
+        rest = self._before_stop + self._text.finish()
+        self._records += records
+        piece = self._piece(rest, self._text.released if self._text.stopped else self._text.released + 1)
+        piece.finish_reason = reason
+        return piece
+
+    def _piece(self, text: str, limit: int) -> Piece:
+        taken = []
+        while self._waiting and self._waiting[0][0] < limit:
+            taken.append(self._waiting.popleft())
+        records, self._records = self._records, []
+        return Piece(self.index, text, [event for _, event in taken], [place for place, _ in taken], None, records)
 
 
 @dataclass
 class Run:
-    """One completion under way."""
+    """One call under way: one text or several."""
 
     model_name: str
     labels: Sequence[str]
-    prompt_tokens: Sequence[int]
-    prompt_rewards: Float32
-    """(prompt tokens or 1, n_rewards): of every prompt token or of the last."""
+    prompts: Sequence[Sequence[int]]
+    prompt_rewards: Sequence[Float32]
+    """Of each prompt, (tokens or 1, n_rewards): of every token or of the last."""
     pieces: Iterator[Piece]
+    token_bytes: Callable[[int], bytes]
+    """Special tokens by name."""
+    logprobs: bool = False
+    step_records: bool = False
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -106,135 +181,150 @@ class Run:
         """The rewards of a piece; ``before`` is the reward of the text up to it."""
         if not self.labels:
             return None
-        rows = [step.rewards.tolist() for step in piece.steps]
+        rows = [event.step.rewards.tolist() for event in piece.events]
         return {
             "labels": list(self.labels),
-            "tokens": [step.token for step in piece.steps],
+            "tokens": [event.step.token for event in piece.events],
             "text_offset": piece.offsets,
             "token_rewards": rows,
             "reward": rows[-1][0] if rows else before,
         }
 
-    def first_reward(self) -> float:
-        """The first label's reward of the prompt."""
-        return float(self.prompt_rewards[-1, 0]) if self.labels else 0.0
+    def first_reward(self, index: int = 0) -> float:
+        """The first label's reward of a prompt."""
+        return float(self.prompt_rewards[index][-1, 0]) if self.labels else 0.0
 
     def usage(self, n_tokens: int) -> Usage:
-        """Token counts."""
-        n_prompt = len(self.prompt_tokens)
+        """Token counts of all texts together."""
+        n_prompt = sum(map(len, self.prompts))
         return {"prompt_tokens": n_prompt, "completion_tokens": n_tokens, "total_tokens": n_prompt + n_tokens}
 
-
-def make_pieces(
-    steps: Iterable[Step],
-    text: TextStream,
-    token_bytes: Callable[[int], bytes],
-    max_tokens: int | None,
-    ended: Callable[[], bool],
-) -> Iterator[Piece]:
-    """Decode tokens to text until a stop string, the end of the text, or ``max_tokens``.
-
-    A token belongs to the first piece that holds a character of it, so that tokens within a stop string are left out.
-    ``ended`` tells, once ``steps`` is over, whether the model ended the text.
-    """
-    waiting: deque[tuple[int, Step]] = deque()
-    reason: FinishReason | None = "length" if max_tokens == 0 else None
-    for count, step in enumerate(steps if reason is None else (), 1):
-        waiting.append((text.decoded, step))
-        certain = text.push(token_bytes(step.token))
-        if text.stopped or count == max_tokens:
-            reason = "stop" if text.stopped else "length"
-            certain += text.finish()
-            break
-        if certain:
-            yield _piece(certain, _release(waiting, text.released))
-    else:
-        certain = text.finish()
-    reason = reason or ("stop" if ended() else "length")
-    limit = text.released if text.stopped else text.released + 1
-    yield _piece(certain, _release(waiting, limit), reason)
+    def text_of(self, token: int) -> str:
+        """A token alone: its text, or its bytes as OpenAI writes those that are none."""
+        data = self.token_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _release(waiting: deque[tuple[int, Step]], limit: int) -> list[tuple[int, Step]]:
-    """Take the tokens that begin before a character."""
-    taken = []
-    while waiting and waiting[0][0] < limit:
-        taken.append(waiting.popleft())
-    return taken
-
-
-def _piece(text: str, taken: list[tuple[int, Step]], reason: FinishReason | None = None) -> Piece:
-    return Piece(text, [step for _, step in taken], [offset for offset, _ in taken], reason)
-
-
-def join(pieces: Iterable[Piece]) -> Piece:
-    """All pieces as one."""
-    whole = Piece("", [], [])
-    texts = []
-    for piece in pieces:
-        texts.append(piece.text)
-        whole.steps += piece.steps
-        whole.offsets += piece.offsets
-        whole.finish_reason = piece.finish_reason
-    whole.text = "".join(texts)
-    return whole
-
-
-def completion(run: Run, echo: str, with_prompt_rewards: bool) -> CompletionResponse:
-    """Run to the end."""
-    whole = join(run.pieces)
-    return _completion(run, whole, echo, run.first_reward(), with_prompt_rewards, run.usage(len(whole.steps)))
-
-
-def completion_chunks(run: Run, echo: str, with_prompt_rewards: bool) -> Iterator[CompletionResponse]:
-    """Run piece by piece; the echoed prompt and its rewards come with the first one."""
-    reward = run.first_reward()
+def join(run: Run) -> list[Piece]:
+    """Run to the end: each text as one piece."""
+    wholes = [Piece(index) for index in range(len(run.prompts))]
+    texts: list[list[str]] = [[] for _ in wholes]
     for piece in run.pieces:
-        yield _completion(run, piece, echo, reward, with_prompt_rewards, None)
-        reward = float(piece.steps[-1].rewards[0]) if piece.steps and run.labels else reward
-        echo, with_prompt_rewards = "", False
+        whole = wholes[piece.index]
+        texts[piece.index].append(piece.text)
+        whole.events += piece.events
+        whole.offsets += piece.offsets
+        whole.records += piece.records
+        whole.finish_reason = piece.finish_reason
+    for whole, parts in zip(wholes, texts, strict=True):
+        whole.text = "".join(parts)
+    return wholes
 
 
-def _completion(
-    run: Run, piece: Piece, echo: str, before: float, with_prompt_rewards: bool, usage: Usage | None
-) -> CompletionResponse:
+def completion(run: Run, echoes: Sequence[str], with_prompt_rewards: bool) -> CompletionResponse:
+    """Run to the end; one choice for each prompt."""
+    wholes = join(run)
+    choices = [
+        _completion_choice(run, whole, echoes, run.first_reward(whole.index), with_prompt_rewards) for whole in wholes
+    ]
+    return _completion(run, choices, run.usage(sum(len(whole.events) for whole in wholes)))
+
+
+def completion_chunks(run: Run, echoes: Sequence[str], with_prompt_rewards: bool) -> Iterator[CompletionResponse]:
+    """Run piece by piece; the echoed prompt and its rewards come with a text's first one."""
+    echo = list(echoes)
+    before: dict[int, float] = {}
+    for piece in run.pieces:
+        index, fresh = piece.index, piece.index not in before
+        reward = before.setdefault(index, run.first_reward(index))
+        yield _completion(run, [_completion_choice(run, piece, echo, reward, fresh and with_prompt_rewards)], None)
+        before[index] = float(piece.events[-1].step.rewards[0]) if piece.events and run.labels else reward
+        echo[index] = ""
+
+
+def _completion_choice(
+    run: Run, piece: Piece, echoes: Sequence[str], before: float, with_prompt_rewards: bool
+) -> CompletionChoice:
     choice: CompletionChoice = {
-        "text": echo + piece.text,
-        "index": 0,
-        "logprobs": None,
+        "text": echoes[piece.index] + piece.text,
+        "index": piece.index,
+        "logprobs": _completion_logprobs(run, piece) if run.logprobs else None,
         "finish_reason": piece.finish_reason,
         "rewards": run.rewards(piece, before),
     }
     if with_prompt_rewards:
-        choice["prompt_rewards"] = _prompt_rewards(run)
+        choice["prompt_rewards"] = _prompt_rewards(run, piece.index)
+    if run.step_records:
+        choice["steps"] = piece.records
+    return choice
+
+
+def _completion(run: Run, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:
     return {
         "id": run.id,
         "object": "text_completion",
         "created": run.created,
         "model": run.model_name,
-        "choices": [choice],
+        "choices": choices,
         "usage": usage,
     }
 
 
-def _prompt_rewards(run: Run) -> Rewards | None:
+def _prompt_rewards(run: Run, index: int) -> Rewards | None:
     if not run.labels:
         return None
     return {
         "labels": list(run.labels),
-        "tokens": list(run.prompt_tokens),
+        "tokens": list(run.prompts[index]),
         "text_offset": [],
-        "token_rewards": run.prompt_rewards.tolist(),
-        "reward": run.first_reward(),
+        "token_rewards": run.prompt_rewards[index].tolist(),
+        "reward": run.first_reward(index),
     }
+
+
+def _completion_logprobs(run: Run, piece: Piece) -> CompletionLogprobs:
+    tokens = [event.step.token for event in piece.events]
+    places = [event.logprobs for event in piece.events if event.logprobs is not None]
+    return {
+        "tokens": [run.text_of(token) for token in tokens],
+        "text_offset": piece.offsets,
+        "token_logprobs": [place.logprob for place in places],
+        "top_logprobs": [_ranked(run, token, place) for token, place in zip(tokens, places, strict=True)],
+    }
+
+
+def _ranked(run: Run, chosen: int, place: Logprobs) -> dict[str, float]:
+    """By text, best first; of tokens of the same text the best."""
+    ranked: dict[str, float] = {}
+    for token, logprob in (*zip(place.tokens, place.logprobs, strict=True), (chosen, place.logprob)):
+        ranked.setdefault(run.text_of(token), logprob)
+    return ranked
+
+
+def _chat_logprobs(run: Run, piece: Piece) -> ChatLogprobs:
+    content: list[TokenLogprob] = []
+    for event in piece.events:
+        if event.logprobs is not None:
+            entry = _token_logprob(run, event.step.token, event.logprobs.logprob)
+            ranked = zip(event.logprobs.tokens, event.logprobs.logprobs, strict=True)
+            entry["top_logprobs"] = [_token_logprob(run, token, logprob) for token, logprob in ranked]
+            content.append(entry)
+    return {"content": content}
+
+
+def _token_logprob(run: Run, token: int, logprob: float) -> TokenLogprob:
+    return {"token": run.text_of(token), "bytes": list(run.token_bytes(token)), "logprob": logprob}
 
 
 def chat_completion(run: Run) -> ChatResponse:
     """Run to the end."""
-    whole = join(run.pieces)
+    (whole,) = join(run)
     choice = _chat_choice(run, whole, run.first_reward())
     choice["message"] = {"role": "assistant", "content": whole.text}
-    return _chat(run, "chat.completion", choice, run.usage(len(whole.steps)))
+    return _chat(run, "chat.completion", choice, run.usage(len(whole.events)))
 
 
 def chat_completion_chunks(run: Run) -> Iterator[ChatResponse]:
@@ -245,17 +335,20 @@ def chat_completion_chunks(run: Run) -> Iterator[ChatResponse]:
         choice = _chat_choice(run, piece, reward)
         choice["delta"] = {**role, "content": piece.text}
         yield _chat(run, "chat.completion.chunk", choice, None)
-        reward = float(piece.steps[-1].rewards[0]) if piece.steps and run.labels else reward
+        reward = float(piece.events[-1].step.rewards[0]) if piece.events and run.labels else reward
         role = {}
 
 
 def _chat_choice(run: Run, piece: Piece, before: float) -> ChatChoice:
-    return {
+    choice: ChatChoice = {
         "index": 0,
-        "logprobs": None,
+        "logprobs": _chat_logprobs(run, piece) if run.logprobs else None,
         "finish_reason": piece.finish_reason,
         "rewards": run.rewards(piece, before),
     }
+    if run.step_records:
+        choice["steps"] = piece.records
+    return choice
 
 
 def _chat(

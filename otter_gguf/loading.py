@@ -10,6 +10,8 @@ from . import _native
 from .config import InsertionConfig
 from .errors import ConfigError, FileError
 from .gguf.base import BaseFiles
+from .gguf.checksums import check_checksums
+from .gguf.merge import check_parts
 from .gguf.sidecar import check_binding, is_merged, is_sidecar, to_native_spec, validate_insertion
 from .options import DEFAULT_CONTEXT_CAP, LoadOptions
 
@@ -41,8 +43,7 @@ def check_files(model_path: str | Path, otter: str | Path | None = None) -> Mode
     with BaseFiles.open(model_path) as base:
         if is_sidecar(base.head):
             raise FileError(f"{model_path}: an Otter sidecar, no model: give its base as the model, this as --otter")
-        for file in base.files:
-            _native.check_base(file)
+        _native.check_base(base.head)  # with the shards beside it
         return ModelFiles(str(model_path), str(otter or ""), _check_insertion(base, otter), read_metadata(base.head))
 
 
@@ -72,7 +73,10 @@ def read_metadata(file: _native.GgufFile) -> dict[str, Any]:
 
 
 def load_model(files: ModelFiles, options: LoadOptions) -> _native.Model:
-    """Load the weights. ``EngineError`` with llama.cpp's own words if it refuses."""
+    """Load the weights. ``EngineError`` with llama.cpp's own words if it refuses, ``FileError`` if checksums are asked
+    for and differ."""
+    if options.verify_checksums:
+        verify_checksums(files)
     return _native.Model(
         files.path,
         sidecar=files.sidecar,
@@ -86,6 +90,19 @@ def load_model(files: ModelFiles, options: LoadOptions) -> _native.Model:
         check_tensors=options.check_tensors,
         hidden_states=options.hidden_states,
     )
+
+
+def verify_checksums(files: ModelFiles) -> None:
+    """Compare what is inserted, and the base in a merged file, with the checksums stored for them.
+
+    ``FileError`` names what differs, or that there are none. A plain base has none: nothing is compared.
+    """
+    if files.insertion is None:
+        return
+    with _native.GgufFile(files.sidecar or files.path) as file:
+        check_checksums(file)
+        if is_merged(file):
+            check_parts(file)
 
 
 def context_length(model: _native.Model, options: LoadOptions) -> int:
@@ -110,5 +127,4 @@ def make_context(model: _native.Model, options: LoadOptions, *, n_outputs_max: i
         type_k=options.type_k,
         type_v=options.type_v,
         flash_attn=options.flash_attn,
-        rewards=model.n_rewards > 0,
     )

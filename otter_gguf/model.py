@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from . import _native
 from ._logging import logger, set_verbose
-from .chat import ChatTemplate
+from .chat import ChatTemplate, json_schema_of
 from .completion import (
     ChatResponse,
     CompletionResponse,
@@ -20,19 +21,24 @@ from .completion import (
     chat_completion_chunks,
     completion,
     completion_chunks,
-    make_pieces,
 )
 from .config import InsertionConfig
-from .errors import ConfigError
-from .generation import Float32, Step, Text, common_length
-from .guidance import Policy
+from .errors import ConfigError, ContextFullError, MismatchError
+from .generation import Lanes, Step, common_length
+from .generation.call import Call, Guidance, as_tuple
+from .generation.request import LogitsProcessor, Request, StoppingCriterion
+from .guidance.base import Policy
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
-from .text import TextStream
+from .state import ContextState, identity
+from .text import stop_strings
 
-# A policy draws from its candidates itself: these would do nothing.
-_NOT_WITH_GUIDANCE = ("top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
+# A policy has chosen its candidates: llama.cpp's cuts apply to its scores where they are asked for, not by themselves.
+_NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
+"""A text, or tokens, or several of either."""
 
 
 class Otter:
@@ -70,6 +76,7 @@ class Otter:
         set_verbose(verbose)
         files = check_files(model_path, otter)
         self.model_path = files.path
+        self._sidecar = files.sidecar
         self.insertion: InsertionConfig | None = files.insertion
         self.metadata: dict[str, Any] = files.metadata
         """The model file's metadata, without long arrays such as the vocabulary."""
@@ -79,7 +86,8 @@ class Otter:
         """The lower level: batches of sequences in numpy, see ``docs/python-api.md``. What it is fed directly is
         forgotten by the next call of a method of this class."""
         self._n_ctx = context_length(self.model, self.options)
-        self._text = Text(self.model, self.context, self.reward_labels, self._n_ctx)
+        self.lanes = Lanes(self.context, self.n_rewards, reads_heads=self.insertion is not None, n_ctx=self._n_ctx)
+        """The texts in the context; the methods below are what to use."""
         if self._n_ctx > self.model.n_ctx_train:
             logger.warning("n_ctx is %d, the model was trained with %d", self._n_ctx, self.model.n_ctx_train)
 
@@ -114,7 +122,7 @@ class Otter:
     @property
     def last_rewards(self) -> list[float]:
         """The rewards of the text as it stands in the context; empty for a plain model."""
-        return [float(reward) for reward in self._text.rewards]
+        return [float(reward) for reward in self.lanes.lanes[0].rewards] if self.lanes.lanes else []
 
     @property
     def has_chat_template(self) -> bool:
@@ -136,61 +144,81 @@ class Otter:
 
     @overload
     def create_completion(
-        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any
+        self, prompt: Prompts, *, stream: Literal[False] = False, **options: Any
     ) -> CompletionResponse: ...
 
     @overload
     def create_completion(
-        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any
+        self, prompt: Prompts, *, stream: Literal[True], **options: Any
     ) -> Iterator[CompletionResponse]: ...
 
     @overload
     def create_completion(
-        self, prompt: str | Sequence[int], *, stream: bool, **options: Any
+        self, prompt: Prompts, *, stream: bool, **options: Any
     ) -> CompletionResponse | Iterator[CompletionResponse]: ...
 
     @takes(SamplingOptions)
     def create_completion(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompts,
         *,
         max_tokens: int | None = 128,
         stop: str | Iterable[str] | None = None,
         stream: bool = False,
         echo: bool = False,
-        guidance: Policy | None = None,
+        guidance: Guidance | None = None,
+        reward_model: Otter | Mapping[str, Otter] | None = None,
+        logprobs: int | None = None,
         prompt_rewards: bool = False,
+        step_records: bool = False,
         cache_prompt: bool = False,
+        context_shift: bool = False,
+        n_keep: int = 0,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
         **sampling: Any,
     ) -> CompletionResponse | Iterator[CompletionResponse]:
-        """Continue a prompt.
+        """Continue a prompt, or several side by side.
 
         Args:
-            prompt: Text, or tokens (then nothing is added in front).
-            max_tokens: At most this many; None or -1 = until the context is full.
+            prompt: Text, or tokens (then nothing is added in front). A list of either runs as one batch: the texts are
+                those of single calls, up to rounding where kernels depend on the batch.
+            max_tokens: At most this many a text; None or -1 = until the context is full.
             stop: End before any of these strings; they are not part of the text.
             stream: Return an iterator of chunks instead of the whole.
             echo: Put the prompt before the text.
-            guidance: How rewards steer the choice of tokens, such as ``ARGS(weight=1.5)``.
+            guidance: How rewards steer the choice of tokens, such as ``ARGS(weight=1.5)``. With a token-level policy,
+                ``top_k``, ``top_p`` and ``min_p`` act on its scores, where they are given; by default they are off.
+            reward_model: Whose rewards guide in the place of this model's; or several by name, beside this model's.
+            logprobs: Also give log-probabilities of the chosen tokens and of this many most likely ones, under the base
+                at temperature 1, without bias, penalties and guidance.
             prompt_rewards: Also give ``choices[0]["prompt_rewards"]``, of every token of the prompt.
-            cache_prompt: Reuse what the context holds of this prompt since the last call. Faster for a growing
-                conversation; results may differ from a fresh start in the last bits.
+            step_records: Also give ``choices[0]["steps"]``: what guidance looked at (``docs/guidance.md``).
+            cache_prompt: Reuse what the context holds of this prompt; results may differ in the last bits.
+            context_shift: When the context is full, drop half of the tokens behind the first ``n_keep`` and go on.
+            logits_processor: (tokens so far, (n_vocab,) logits) -> logits, before everything else; one or a list.
+            stopping_criteria: (tokens so far, (n_vocab,) logits) -> whether to end after this token; one or a list.
             sampling: The fields of :class:`otter_gguf.options.SamplingOptions`.
 
         Returns:
-            A dict in OpenAI's shape. ``choices[0]["rewards"]`` holds ``labels``, ``tokens``, ``text_offset``,
-            ``token_rewards`` (tokens x labels) and ``reward``, the first label's at the end; None for a plain model.
+            A dict in OpenAI's shape, a choice for each prompt, with :class:`otter_gguf.completion.Rewards`.
 
         Raises:
             ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks.
             ContextFullError: The prompt is longer than the context.
+            MismatchError: ``reward_model`` has another vocabulary.
         """
         options = _sampling(sampling, guidance)
-        tokens = self.tokenize(prompt, special=True) if isinstance(prompt, str) else list(prompt)
-        run = self._run(tokens, max_tokens, TextStream(stop), guidance, prompt_rewards, cache_prompt, options)
-        text = prompt if isinstance(prompt, str) else self.detokenize(tokens).decode("utf-8", "replace")
+        prompts = self._prompts(prompt)
+        if prompt_rewards and len(prompts) > 1:
+            raise ConfigError("prompt_rewards: only with a single prompt")
+        request = _request(
+            max_tokens, stop, logprobs, step_records, context_shift, n_keep, logits_processor, stopping_criteria
+        )
+        run = self._run(prompts, request, options, guidance, reward_model, cache_prompt, prompt_rewards)
+        echoes = self._echoes(prompt, prompts) if echo else [""] * len(prompts)
         make = completion_chunks if stream else completion
-        return make(run, text if echo else "", prompt_rewards)
+        return make(run, echoes, prompt_rewards)
 
     __call__ = create_completion
 
@@ -212,26 +240,52 @@ class Otter:
         max_tokens: int | None = None,
         stop: str | Iterable[str] | None = None,
         stream: bool = False,
-        guidance: Policy | None = None,
+        guidance: Guidance | None = None,
+        reward_model: Otter | Mapping[str, Otter] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        step_records: bool = False,
         cache_prompt: bool = False,
+        context_shift: bool = False,
+        n_keep: int = 0,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
         **sampling: Any,
     ) -> ChatResponse | Iterator[ChatResponse]:
         """Answer a conversation, by the chat template of the model file.
 
         Args:
             messages: Dicts with ``role`` and ``content`` (text).
+            response_format: ``{"type": "json_object"}`` or ``{"type": "json_object", "schema": {...}}``: the answer is
+                JSON (of that schema).
+            logprobs: Also give log-probabilities, in OpenAI's shape; ``top_logprobs`` of the most likely tokens.
 
         The other arguments, the rewards and the errors are those of :meth:`create_completion`.
         """
+        if response_format is not None:
+            if not isinstance(response_format, Mapping):
+                raise ConfigError(
+                    f"response_format is {response_format!r}, expected {{'type': 'json_object'}} or alike"
+                )
+            sampling = {**sampling, "json_schema": json_schema_of(response_format)}
         options = _sampling(sampling, guidance)
+        if top_logprobs and not logprobs:
+            raise ConfigError("top_logprobs needs logprobs=True")
+        places = top_logprobs if logprobs else None
+        request = _request(
+            max_tokens, stop, places, step_records, context_shift, n_keep, logits_processor, stopping_criteria
+        )
         tokens = self.tokenize_chat(messages)
-        run = self._run(tokens, max_tokens, TextStream(stop), guidance, False, cache_prompt, options)
+        run = self._run([tokens], request, options, guidance, reward_model, cache_prompt, False)
         return chat_completion_chunks(run) if stream else chat_completion(run)
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt of a conversation, in tokens. ``ConfigError`` if the model file has no chat template."""
         if self._chat_template is None:
             raise ConfigError(f"{self.model_path} has no chat template: use create_completion")
+        if not isinstance(messages, Sequence):
+            raise ConfigError(f"messages is {messages!r}, expected a list of dicts with 'role' and 'content'")
         text = self._chat_template.render(messages)
         begins_with_bos = text.startswith(self._token_text(self.model.bos_token) or "\0")
         return self.tokenize(text, add_bos=not begins_with_bos, special=True)
@@ -241,7 +295,8 @@ class Otter:
         self,
         tokens: Sequence[int],
         *,
-        guidance: Policy | None = None,
+        guidance: Guidance | None = None,
+        reward_model: Otter | Mapping[str, Otter] | None = None,
         cache_prompt: bool = False,
         **sampling: Any,
     ) -> Iterator[Step]:
@@ -249,7 +304,32 @@ class Otter:
 
         The prompt is fed before the iterator is returned. Another call on the same object ends it.
         """
-        return self._steps(list(tokens), guidance, False, cache_prompt, _sampling(sampling, guidance))[1]
+        options = _sampling(sampling, guidance)
+        call = Call(self, [self._tokens(tokens)], Request(), options, guidance, reward_model, reuse=cache_prompt)
+        return (event.step for event in call.events())
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def save_state(self) -> ContextState:
+        """The text in the context, so that a later prompt that begins with it need not be fed again."""
+        tokens, data = self.lanes.state()
+        return ContextState(tuple(tokens), data, self._identity)
+
+    def load_state(self, state: ContextState) -> None:
+        """Put a saved text into the context; continue it with ``cache_prompt=True``.
+
+        Raises:
+            ConfigError: The state is damaged, or of another kind of context.
+            MismatchError: It is of other model files.
+            ContextFullError: It is longer than this context.
+        """
+        if not isinstance(state, ContextState):
+            raise ConfigError(f"state is a {type(state).__name__}, expected what save_state gives")
+        if state.model != self._identity:
+            raise MismatchError(f"the saved state is of another model than {self.model_path} with its sidecar")
+        if len(state.tokens) > self.n_ctx:
+            raise ContextFullError(f"the saved state has {len(state.tokens)} tokens, the context {self.n_ctx}")
+        self.lanes.load_state(state.tokens, state.data)
 
     # ---- scoring -----------------------------------------------------------------------------------------------
 
@@ -272,7 +352,7 @@ class Otter:
             labels=self.reward_labels,
             tokens=np.asarray(tokens, np.int32),
             pieces=tuple(self.model.token_bytes(token, special=True) for token in tokens),
-            rewards=self._text.score(tokens),
+            rewards=self.lanes.score(tokens),
             n_prompt=n_prompt,
         )
 
@@ -296,6 +376,10 @@ class Otter:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     @cached_property
+    def _identity(self) -> str:
+        return identity(self.model_path, self._sidecar)
+
+    @cached_property
     def _chat_template(self) -> ChatTemplate | None:
         source = self.model.chat_template()
         if source is None:
@@ -314,67 +398,87 @@ class Otter:
             return tokens, common_length(alone, tokens)
         if isinstance(prompt, str) or isinstance(response, str):
             raise ConfigError("score: give prompt and response both as text or both as tokens")
-        return [*prompt, *(response or ())], len(prompt)
+        first = self._tokens(prompt)
+        return [*first, *self._tokens(() if response is None else response)], len(first)
+
+    def _prompts(self, prompt: Prompts) -> list[list[int]]:
+        """Tokens of each prompt."""
+        if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
+            return [self._tokens(prompt)]
+        items: list[Any] = list(prompt)
+        if not items or isinstance(items[0], (int, np.integer)):
+            return [self._tokens(items)]
+        return [self._tokens(item) for item in items]
+
+    def _tokens(self, prompt: object) -> list[int]:
+        """Of a text, or as given."""
+        if isinstance(prompt, str):
+            return self.tokenize(prompt, special=True)
+        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            raise ConfigError(f"the prompt is {prompt!r}, expected text or tokens")
+        tokens = list(prompt)
+        for token in tokens:
+            if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < self.n_vocab:
+                raise ConfigError(f"the prompt has {token!r}, expected tokens from 0 to {self.n_vocab - 1}")
+        return [int(token) for token in tokens]
+
+    def _echoes(self, prompt: Prompts, prompts: list[list[int]]) -> list[str]:
+        """The prompts as they were given; the text of those in tokens."""
+        return [
+            item if isinstance(item, str) else self.detokenize(tokens).decode("utf-8", "replace")
+            for item, tokens in zip([prompt] if isinstance(prompt, str) else prompt, prompts, strict=False)
+        ]
 
     def _run(
         self,
-        tokens: list[int],
-        max_tokens: int | None,
-        text: TextStream,
-        guidance: Policy | None,
-        prompt_rewards: bool,
-        cache_prompt: bool,
+        prompts: list[list[int]],
+        request: Request,
         options: SamplingOptions,
-    ) -> Run:
-        if max_tokens is not None and max_tokens < -1:
-            raise ConfigError(f"max_tokens is {max_tokens}, expected 0 or more, or -1 (until the context is full)")
-        limit = None if max_tokens == -1 else max_tokens
-        rewards, steps = self._steps(tokens, guidance, prompt_rewards, cache_prompt, options)
-        pieces = make_pieces(steps, text, self.model.token_bytes, limit, lambda: self._text.ended)
-        return Run(Path(self.model_path).name, self.reward_labels, tokens, rewards, pieces)
-
-    def _steps(
-        self,
-        tokens: list[int],
-        guidance: Policy | None,
-        all_rewards: bool,
+        guidance: Guidance | None,
+        reward_model: Otter | Mapping[str, Otter] | None,
         reuse: bool,
-        options: SamplingOptions,
-    ) -> tuple[Float32, Iterator[Step]]:
-        """Feed a prompt: its rewards, and the tokens to come."""
-        seed = self.seed if options.seed is None else options.seed
-        if guidance is not None:
-            guidance.check(self.reward_labels)
-        sampler = self._sampler(options, seed, tokens)
-        rewards = self._text.start(tokens, reuse=reuse, all_rewards=all_rewards and self.n_rewards > 0)
-        if guidance is not None:
-            return rewards, self._text.guided(guidance, options.temperature, None if seed < 0 else seed)
-        return rewards, self._text.plain(sampler)
-
-    def _sampler(self, options: SamplingOptions, seed: int, tokens: list[int]) -> _native.Sampler:
-        sampler = _native.Sampler(
-            self.model,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repeat_penalty=options.repeat_penalty,
-            repeat_last_n=options.repeat_last_n,
-            frequency_penalty=options.frequency_penalty,
-            presence_penalty=options.presence_penalty,
-            seed=seed,
+        prompt_rewards: bool,
+    ) -> Run:
+        all_rewards = prompt_rewards and self.n_rewards > 0
+        call = Call(self, prompts, request, options, guidance, reward_model, reuse, all_rewards)
+        return Run(
+            Path(self.model_path).name,
+            self.reward_labels,
+            prompts,
+            call.prompt_rewards,
+            call.pieces(),
+            lambda token: self.model.token_bytes(token, special=True),
+            logprobs=request.logprobs is not None,
+            step_records=request.step_records,
         )
-        if options.has_penalties:
-            for token in tokens:
-                sampler.accept(token)
-        return sampler
 
 
-def _sampling(given: dict[str, Any], guidance: Policy | None) -> SamplingOptions:
+def _request(
+    max_tokens: int | None,
+    stop: str | Iterable[str] | None,
+    logprobs: int | None,
+    step_records: bool,
+    context_shift: bool,
+    n_keep: int,
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None,
+    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None,
+) -> Request:
+    """The checked request of a call."""
+    if not isinstance(stop, (str, Iterable, NoneType)):
+        raise ConfigError(f"stop is {stop!r}, expected non-empty strings")
+    return Request(
+        max_tokens=None if max_tokens == -1 else max_tokens,
+        stop=stop_strings(stop),
+        logits_processors=as_tuple("logits_processor", logits_processor),
+        stopping_criteria=as_tuple("stopping_criteria", stopping_criteria),
+        logprobs=logprobs,
+        step_records=step_records,
+        context_shift=context_shift,
+        n_keep=n_keep,
+    )
+
+
+def _sampling(given: dict[str, Any], guidance: Guidance | None) -> SamplingOptions:
     """The checked options of a call."""
-    useless = [name for name in _NOT_WITH_GUIDANCE if name in given] if guidance else []
-    if useless:
-        raise ConfigError(
-            f"{', '.join(useless)}: without effect under guidance, which draws from its own n_candidates; leave out"
-        )
-    return SamplingOptions(**given)
+    chooses = isinstance(guidance, Policy) and not guidance.off
+    return SamplingOptions(**(_NEUTRAL | given if chooses else given))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -56,6 +56,12 @@ class LoadOptions:
     use_mlock: bool = field(default=False, metadata=_flags(("--mlock",), "keep the weights in memory"))
     check_tensors: bool = field(
         default=False, metadata=_flags(("--check-tensors",), "let llama.cpp check the base's weights for NaN")
+    )
+    verify_checksums: bool = field(
+        default=False,
+        metadata=_flags(
+            ("--verify-checksums",), "compare a sidecar or a merged file with its checksums (a plain base has none)"
+        ),
     )
     flash_attn: FlashAttention = field(default="auto", metadata=_flags(("-fa", "--flash-attn"), "flash attention"))
     type_k: CacheType = field(default="f16", metadata=_flags(("-ctk", "--cache-type-k"), "type of the cached keys"))
@@ -110,6 +116,13 @@ class SamplingOptions:
     presence_penalty: float = field(
         default=0.0, metadata=_flags(("--presence-penalty",), "subtracted if it occurred recently")
     )
+    logit_bias: Mapping[int, float] = field(
+        default_factory=dict, metadata=_flags((), "added to the logits of tokens; -inf forbids one")
+    )
+    grammar: str = field(default="", metadata=_flags((), "the text must match this grammar (GBNF)"))
+    json_schema: str | Mapping[str, Any] = field(
+        default="", metadata=_flags((), "the text must be JSON of this schema ('{}' = any)")
+    )
     seed: int | None = field(
         default=None, metadata=_flags(("-s", "--seed"), "for repeatable draws; -1 or nothing = another one each time")
     )
@@ -123,6 +136,8 @@ class SamplingOptions:
         for name in ("top_p", "repeat_penalty"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} is 0, expected more (1 = off)")
+        if self.grammar and self.json_schema != "":
+            raise ConfigError("grammar and json_schema exclude each other")
         _check_int("top_k", self.top_k, 0)
         _check_int("repeat_last_n", self.repeat_last_n, -1)
         if self.seed is not None:
@@ -149,13 +164,18 @@ def takes(options: type) -> Callable[[_F], _F]:
         signature = inspect.signature(function)
         named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         fields = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=f.type)
             for f in dataclasses.fields(options)
         ]
         function.__signature__ = signature.replace(parameters=[*named, *fields])  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+def _default(option: dataclasses.Field[Any]) -> Any:
+    """What a signature shows."""
+    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
 
 
 def _check_int(name: str, value: object, least: int) -> None:

@@ -40,6 +40,7 @@ FILES = {
     f"{TOP}/pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
     f"{TOP}/backend.py": BACKEND,
     f"{TREE}/CMakeLists.txt": "project(llama.cpp)\n",
+    f"{TREE}/common/json.cpp": "// JSON\n",
     f"{TREE}/src/models/llama.cpp": "// model\n",
     f"{TREE}/models/templates/Some.jinja": "{{ messages }}\n",
     f"{TREE}/models/ggml-vocab.gguf": "not needed\n",
@@ -100,12 +101,26 @@ def test_fetch_unpacks_what_is_needed_and_reuses_it(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     tree = Path(first.stdout.strip())
     found = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
-    assert found == ["CMakeLists.txt", "models/templates/Some.jinja", "src/models/llama.cpp"]
+    assert found == ["CMakeLists.txt", "common/json.cpp", "models/templates/Some.jinja", "src/models/llama.cpp"]
     assert leftovers(tmp_path / "cache") == [tree.name]
 
     archive.unlink()  # from here on pip could not fetch it
     again = run_helper(tmp_path / "cache", tmp_path / "index", digest)
     assert (again.returncode, again.stdout) == (0, first.stdout)
+
+
+def test_a_tree_of_an_older_version_gets_what_it_lacks(tmp_path: Path) -> None:
+    """Under the same name, and with what it holds untouched: llama.cpp is not compiled again."""
+    digest = sha256(write_archive(tmp_path / "index", FILES))
+    tree = Path(run_helper(tmp_path / "cache", tmp_path / "index", digest).stdout.strip())
+    (tree / "common" / "json.cpp").unlink()
+    (tree / "common").rmdir()
+    (tree / "CMakeLists.txt").write_text("as it was\n")
+    again = run_helper(tmp_path / "cache", tmp_path / "index", digest)
+    assert again.stdout.strip() == str(tree)
+    assert (tree / "common" / "json.cpp").read_text() == "// JSON\n"
+    assert (tree / "CMakeLists.txt").read_text() == "as it was\n"
+    assert leftovers(tmp_path / "cache") == [tree.name]
 
 
 def test_another_pinned_archive_gets_another_folder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from otter_gguf import _native
 from otter_gguf.demo.assets import NAME, DemoFiles
 from otter_gguf.gguf.atomic import atomic_path
 from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.training.checkpoint import TENSORS_NAME
 
 BASE_SEED, PAIR_SEED, PROMPT_SEED, UNSEEN_SEED = 20241, 20242, 20243, 20244
 TOKENIZER_STORIES = 8000
@@ -32,21 +33,27 @@ def build_base(folder: Path, stories: int) -> None:
     print(f"base: {stories} stories, final loss {loss:.3f} nats a token", file=sys.stderr)
 
 
+def quantize_base(folder: Path, base: Path) -> None:
+    """The Hugging Face folder as GGUF: llama.cpp's converter to F16, its quantizer to Q8_0."""
+    f16 = base.with_name("base-f16.gguf")
+    convert_base(folder, f16, outtype="f16", force=True)
+    with atomic_path(base, inputs=[f16], force=True) as temporary:
+        _native.model_quantize(str(f16), str(temporary), "Q8_0", 1)
+
+
 def build_adapter(base: Path, pairs: int, adapter: Path) -> None:
-    """The insertion, from pairs in the words of group A alone."""
+    """The insertion, fitted to the GGUF base, from pairs in the words of group A alone."""
     train_insertion(base, list(preference_pairs(PAIR_SEED, pairs, "A")), adapter, PAIR_SEED)
 
 
-def install(work: Path, files: DemoFiles, stories: int) -> None:
-    """Convert, quantize and write what the package ships."""
+def install(base: Path, adapter: Path, files: DemoFiles, stories: int) -> None:
+    """Convert and write what the package ships; a base that lies there already is left alone."""
     files.base.parent.mkdir(parents=True, exist_ok=True)
-    f16 = work / "base-f16.gguf"
-    convert_base(work / "base", f16, outtype="f16", force=True)
-    with atomic_path(files.base, inputs=[f16], force=True) as temporary:
-        _native.model_quantize(str(f16), str(temporary), "Q8_0", 1)
-    shutil.copytree(work / "adapter", files.adapter, dirs_exist_ok=True)
-    with BaseFiles.open(files.base) as base:
-        convert_adapter(files.adapter, files.sidecar, base, outtype="q8_0", name=NAME, force=True)
+    if not (files.base.exists() and base.samefile(files.base)):
+        shutil.copyfile(base, files.base)
+    shutil.copytree(adapter, files.adapter, dirs_exist_ok=True)
+    with BaseFiles.open(files.base) as opened:
+        convert_adapter(files.adapter, files.sidecar, opened, outtype="q8_0", name=NAME, force=True)
     unseen_pairs = list(preference_pairs(UNSEEN_SEED, N_UNSEEN_PAIRS, "B"))
     prompts = {"prompts": draw_prompts(stories), "unseen_pairs": unseen_pairs}
     files.prompts.write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
@@ -59,11 +66,19 @@ def draw_prompts(stories: int) -> list[str]:
     return list(dict.fromkeys(prompt for prompt in fresh if prompt not in seen))[:N_PROMPTS]
 
 
-def build(work: Path, output: Path, stories: int, pairs: int) -> None:
-    """All steps; base and adapter are kept in ``work`` and not made anew when they are there."""
-    base, adapter = work / "base", work / "adapter"
-    if not (base / "model.safetensors").exists():
-        build_base(base, stories)
-    if not (adapter / "otter_model.safetensors").exists():
+def build(work: Path, output: Path, stories: int, pairs: int, base: Path | None = None) -> None:
+    """All steps; base and adapter are kept in ``work`` and not made anew when they are there.
+
+    Args:
+        base: a GGUF base made before from as many stories, to be used instead of a new one.
+    """
+    folder, adapter = work / "base", work / "adapter"
+    if base is None:
+        base = work / "base.Q8_0.gguf"
+        if not (folder / "model.safetensors").exists():
+            build_base(folder, stories)
+        if not base.exists():
+            quantize_base(folder, base)
+    if not (adapter / TENSORS_NAME).exists():
         build_adapter(base, pairs, adapter)
-    install(work, DemoFiles.in_folder(output), stories)
+    install(base, adapter, DemoFiles.in_folder(output), stories)

@@ -66,14 +66,19 @@ int32_t checked_length(const int_array & tokens) {
     return int32_t(tokens.size());
 }
 
-void decode(const py_context & self, const int_array & tokens, const int_array & positions, const int_array & sequences,
-        const bool_array & outputs, bool rewards) {
+int32_t checked_length(const int_array & tokens, std::initializer_list<const py::array *> others) {
     const int32_t n = checked_length(tokens);
-    for (const py::array * other : { (const py::array *) &positions, (const py::array *) &sequences, (const py::array *) &outputs }) {
+    for (const py::array * other : others) {
         if (other->ndim() != 1 || other->size() != n) {
             throw config_error("tokens, positions, sequences and outputs must be 1-D arrays of one length");
         }
     }
+    return n;
+}
+
+void decode(const py_context & self, const int_array & tokens, const int_array & positions, const int_array & sequences,
+        const bool_array & outputs, bool rewards) {
+    const int32_t     n     = checked_length(tokens, { &positions, &sequences, &outputs });
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), outputs.data(), n };
     const auto        ctx   = self.get();
     try {
@@ -94,6 +99,22 @@ float_array to_array(const std::vector<float> & values, size_t n_columns) {
     return result;
 }
 
+float_array decode_rewards(const py_context & self, const int_array & tokens, const int_array & positions,
+        const int_array & sequences) {
+    const int32_t     n     = checked_length(tokens, { &positions, &sequences });
+    const token_batch batch = { tokens.data(), positions.data(), sequences.data(), nullptr, n };
+    const auto        ctx   = self.get();
+
+    std::vector<float> rewards;
+    try {
+        const py::gil_scoped_release release;
+        rewards = ctx->decode_rewards(batch);
+    } catch (const interrupt &) {
+        throw py::error_already_set();
+    }
+    return to_array(rewards, size_t(ctx->owner->n_rewards()));
+}
+
 float_array score(const py_context & self, const int_array & tokens, int32_t sequence, int32_t position) {
     const int32_t n   = checked_length(tokens);
     const auto    ctx = self.get();
@@ -106,6 +127,45 @@ float_array score(const py_context & self, const int_array & tokens, int32_t seq
         throw py::error_already_set();
     }
     return to_array(rewards, size_t(ctx->owner->n_rewards()));
+}
+
+float_array log_probabilities(const py_context & self, const int_array & tokens, int32_t sequence, int32_t position) {
+    const int32_t n   = checked_length(tokens);
+    const auto    ctx = self.get();
+
+    std::vector<float> result;
+    try {
+        const py::gil_scoped_release release;
+        result = ctx->log_probabilities(tokens.data(), n, sequence, position);
+    } catch (const interrupt &) {
+        throw py::error_already_set();
+    }
+    return float_array(py::ssize_t(result.size()), result.data());
+}
+
+void sequence_shift(const py_context & self, int32_t sequence, int32_t begin, int32_t end, int32_t delta) {
+    const auto ctx = self.get();
+    const py::gil_scoped_release release;
+    ctx->sequence_shift(sequence, begin, end, delta);
+}
+
+py::bytes save_state(const py_context & self, int32_t sequence) {
+    const auto ctx = self.get();
+
+    std::vector<uint8_t> data;
+    {
+        const py::gil_scoped_release release;
+        data = ctx->save_sequence(sequence);
+    }
+    return py::bytes(reinterpret_cast<const char *>(data.data()), data.size());
+}
+
+size_t load_state(const py_context & self, const py::bytes & data, int32_t sequence) {
+    const auto             ctx   = self.get();
+    const std::string_view bytes = data;
+    const py::gil_scoped_release release;
+    ctx->load_sequence(reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size(), sequence);
+    return bytes.size();
 }
 
 // A view: it dies with the context's memory, so the array holds the context alive.
@@ -193,6 +253,7 @@ void register_context(py::module_ & module) {
         .def_property_readonly("n_seq_max", [=](const py_context & self) { return llama_n_seq_max(native(self)); })
         .def("decode", &decode, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("outputs"),
             py::kw_only(), py::arg("rewards") = true)
+        .def("decode_rewards", &decode_rewards, py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
         .def("logits", &logits)
         .def("rewards", [](const py_context & self) {
             return to_array(self.get()->rewards(), size_t(self.get()->owner->n_rewards()));
@@ -201,6 +262,8 @@ void register_context(py::module_ & module) {
         .def("queries", &queries, py::arg("head"))
         .def("vocabulary_scores", &vocabulary_scores, py::arg("head"), py::arg("row"), py::arg("candidates") = py::none())
         .def("score", &score, py::arg("tokens"), py::kw_only(), py::arg("sequence") = 0, py::arg("position") = 0)
+        .def("log_probabilities", &log_probabilities, py::arg("tokens"), py::kw_only(), py::arg("sequence") = 0,
+            py::arg("position") = 0)
         .def("sequence_copy", [](const py_context & self, int32_t source, int32_t target, int32_t begin, int32_t end) {
             self.get()->sequence_copy(source, target, begin, end);
         }, py::arg("source"), py::arg("target"), py::arg("begin") = -1, py::arg("end") = -1)
@@ -213,12 +276,17 @@ void register_context(py::module_ & module) {
         .def("sequence_max_position", [](const py_context & self, int32_t sequence) {
             return self.get()->sequence_max_position(sequence);
         }, py::arg("sequence"))
+        .def_property_readonly("can_shift", [](const py_context & self) { return self.get()->can_shift(); })
+        .def("sequence_shift", &sequence_shift, py::arg("sequence"), py::arg("begin"), py::arg("end"), py::arg("delta"))
+        .def("state", &save_state, py::arg("sequence") = 0)
+        .def("load_state", &load_state, py::arg("data"), py::arg("sequence") = 0)
         .def("clear", [](const py_context & self) { self.get()->clear(); })
         .def("top_k", &top_k, py::arg("row"), py::arg("k"))
         .def("timing", [](const py_context & self) {
             py::dict result;
             result["seconds"] = self.get()->seconds;
             result["calls"]   = self.get()->n_calls;
+            result["tokens"]  = self.get()->n_fed;
             return result;
         })
         .def("close", &py_context::close);

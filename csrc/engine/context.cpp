@@ -1,40 +1,34 @@
 #include "context.h"
 
+#include "exclusive.h"
 #include "fail.h"
 #include "log.h"
+#include "saved_state.h"
+
+#include "bridge/memory.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <thread>
 
 namespace otter {
 
 namespace {
 
-// The claim of one thread on a context for the length of a call.
-class exclusive {
-public:
-    explicit exclusive(std::atomic<bool> & flag) : busy(flag) {
-        if (busy.exchange(true)) {
-            throw engine_error("this context is in use by another thread: give each thread a context of its own");
-        }
-    }
-    ~exclusive() { busy = false; }
-
-    exclusive(const exclusive &)             = delete;
-    exclusive & operator=(const exclusive &) = delete;
-
-private:
-    std::atomic<bool> & busy;
-};
-
 // llama_decode found the batch itself wrong and has not touched the cache.
 constexpr int32_t status_refused = -1;
+
+// One token of each sequence must fit into a batch: llama.cpp asserts it.
+uint32_t effective_batch(const context_options & options) {
+    return std::max(options.n_batch, options.n_seq_max);
+}
 
 // llama.cpp reserves logits for this many tokens, half a megabyte each at a vocabulary of 128k.
 uint32_t effective_outputs_max(const context_options & options) {
     constexpr uint32_t few = 64;
-    return std::min(options.n_batch, options.n_outputs_max > 0 ? options.n_outputs_max : std::max(few, options.n_seq_max));
+    return std::min(effective_batch(options), options.n_outputs_max > 0 ? options.n_outputs_max : std::max(few, options.n_seq_max));
 }
 
 llama_context_params to_llama_params(const context_options & options) {
@@ -42,7 +36,7 @@ llama_context_params to_llama_params(const context_options & options) {
 
     llama_context_params params = llama_context_default_params();
     params.n_ctx           = options.n_ctx;
-    params.n_batch         = options.n_batch;
+    params.n_batch         = effective_batch(options);
     params.n_ubatch        = options.n_ubatch;
     params.n_seq_max       = options.n_seq_max;
     params.n_outputs_max   = effective_outputs_max(options);
@@ -72,16 +66,43 @@ llama_context * create(const model & owner, const context_options & options) {
             (!log.empty() ? log : !reason.empty() ? reason : "no reason given"));
 }
 
+// What a saved sequence must find as it left it.
+std::string describe_geometry(const model & owner, const context_options & options) {
+    const llama_model * handle = owner.get();
+
+    std::string text = OTTER_LLAMA_CPP_COMMIT + std::string(" ") + owner.description();
+    const auto add = [&text](uint64_t number) { text += " " + std::to_string(number); };
+    add(llama_model_n_params(handle));
+    add(llama_model_size(handle));
+    add(uint64_t(llama_vocab_n_tokens(owner.vocab())));
+    add(uint64_t(options.type_k));
+    add(uint64_t(options.type_v));
+    if (owner.inserted) {
+        const auto & spec = owner.inserted->spec;
+        add(uint64_t(spec.width));
+        add(uint64_t(spec.state_table));
+        add(uint64_t(spec.state_offset));
+        std::for_each(spec.n_head_kv.begin(), spec.n_head_kv.end(), add);
+        std::for_each(spec.n_ff.begin(), spec.n_ff.end(), add);
+    }
+    return text;
+}
+
 } // namespace
 
 context::context(std::shared_ptr<const model> model_owner, const context_options & options) :
     owner(std::move(model_owner)),
     with_rewards(options.rewards && owner->inserted.has_value()),
     n_outputs_max(int32_t(effective_outputs_max(options))),
+    geometry(describe_geometry(*owner, options)),
+    family(options.n_seq_max),
+    n_families(int32_t(options.n_seq_max)),
     interrupted(options.interrupted),
-    handle(create(*owner, options), llama_free) {
+    handle(create(*owner, options), llama_free),
+    shiftable(otter::can_shift(get(), options.type_k)) {
     set_reward_mode(get(), with_rewards ? reward_mode::marked : reward_mode::off);
     llama_set_abort_callback(get(), poll_abort, this);
+    std::iota(family.begin(), family.end(), 0);
 }
 
 // llama.cpp asks after every node of the graph, some hundred times a token: ask further only every 50 ms.
@@ -190,6 +211,7 @@ void context::run(const token_batch & batch, reward_mode mode) {
     llama_synchronize(get());
     seconds += double(ggml_time_us() - t_start)*1e-6;
     n_calls += 1;
+    n_fed   += batch.n_tokens;
 
     if (status == 0) {
         last_rows = mode == reward_mode::off ? nullptr : reward_rows(get());
@@ -210,44 +232,96 @@ void context::run(const token_batch & batch, reward_mode mode) {
 }
 
 void context::decode(const token_batch & batch, bool rewards) {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
     check_batch(batch);
     run(batch, with_rewards && rewards ? reward_mode::marked : reward_mode::off);
 }
 
-std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) {
-    const exclusive claim(busy);
-    if (!with_rewards) {
-        throw config_error("this context gives no rewards: open the model with a sidecar and rewards on");
-    }
-    check_text(tokens, n_tokens, sequence, position);
+// Feed a text in chunks of one batch each. read_rows(i, n) finds the outputs of the text's tokens [i, i + n): a row for
+// each token in mode `all`, else logits for each but the text's last one.
+template <class row_reader>
+void context::feed_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position, int32_t n_chunk,
+        reward_mode mode, const row_reader & read_rows) {
+    const auto n_max = size_t(n_chunk);
 
-    const int32_t n_batch   = int32_t(llama_n_ubatch(get()));
-    const int32_t n_rewards = owner->n_rewards();
-
-    std::vector<int32_t> positions(static_cast<size_t>(n_batch));
-    std::vector<int32_t> sequences(size_t(n_batch), sequence);
-    std::vector<float>   result(size_t(n_tokens)*size_t(n_rewards));
+    std::vector<int32_t> positions(n_max);
+    std::vector<int32_t> sequences(n_max, sequence);
+    std::vector<char>    outputs(n_max, true);
+    static_assert(sizeof(bool) == sizeof(char), "a vector of bool has no array");
 
     try {
-        for (int32_t i = 0; i < n_tokens; i += n_batch) {
-            const int32_t n = std::min(n_batch, n_tokens - i);
-            for (int32_t j = 0; j < n; ++j) {
-                positions[size_t(j)] = position + i + j;
-            }
-            const token_batch batch = { tokens + i, positions.data(), sequences.data(), nullptr, n };
-            run(batch, reward_mode::all);
-            for (int32_t j = 0; j < n; ++j) {
-                owner->inserted->rewards(last_rows + size_t(j)*size_t(owner->row_size()),
-                        result.data() + size_t(i + j)*size_t(n_rewards));
-            }
+        for (int32_t i = 0; i < n_tokens; i += n_chunk) {
+            const int32_t n = std::min(n_chunk, n_tokens - i);
+            std::iota(positions.begin(), positions.end(), position + i);
+            outputs[size_t(n) - 1] = i + n < n_tokens;
+            const bool * marks = mode == reward_mode::all ? nullptr : reinterpret_cast<const bool *>(outputs.data());
+            run({ tokens + i, positions.data(), sequences.data(), marks, n }, mode);
+            read_rows(i, n);
         }
-    } catch (...) { // a text is scored whole or leaves no trace
+    } catch (...) { // a text is fed whole or leaves no trace
         llama_memory_seq_rm(llama_get_memory(get()), sequence, position, -1);
         throw;
     }
+    n_last_outputs = 0;
+    last_rows      = nullptr;
+}
+
+std::vector<float> context::decode_rewards(const token_batch & batch) {
+    const exclusive claim(busy, "context");
+    check_gives_rewards();
+    check_batch(batch);
+    const int32_t most = int32_t(llama_n_ubatch(get()));
+    if (batch.n_tokens > most) {
+        throw config_error("a batch of " + std::to_string(batch.n_tokens) + " tokens for rewards alone, expected at most n_ubatch = " +
+                std::to_string(most));
+    }
+    run({ batch.tokens, batch.positions, batch.sequences, nullptr, batch.n_tokens }, reward_mode::all);
+
+    const size_t n_rewards = size_t(owner->n_rewards());
+    std::vector<float> result(size_t(batch.n_tokens)*n_rewards);
+    for (size_t i = 0; i < size_t(batch.n_tokens); ++i) {
+        owner->inserted->rewards(last_rows + i*size_t(owner->row_size()), result.data() + i*n_rewards);
+    }
     last_rows = nullptr;
     return result;
+}
+
+std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) {
+    const exclusive claim(busy, "context");
+    check_gives_rewards();
+    check_text(tokens, n_tokens, sequence, position);
+
+    const int32_t n_rewards = owner->n_rewards();
+    std::vector<float> result(size_t(n_tokens)*size_t(n_rewards));
+    feed_text(tokens, n_tokens, sequence, position, int32_t(llama_n_ubatch(get())), reward_mode::all, [&](int32_t i, int32_t n) {
+        for (int32_t j = 0; j < n; ++j) {
+            owner->inserted->rewards(last_rows + size_t(j)*size_t(owner->row_size()),
+                    result.data() + size_t(i + j)*size_t(n_rewards));
+        }
+    });
+    return result;
+}
+
+std::vector<float> context::log_probabilities(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) {
+    const exclusive claim(busy, "context");
+    check_text(tokens, n_tokens, sequence, position);
+
+    const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
+    const int32_t n_chunk = std::min(int32_t(llama_n_ubatch(get())), n_outputs_max);
+    std::vector<float> result(size_t(std::max(0, n_tokens - 1)));
+    feed_text(tokens, n_tokens, sequence, position, n_chunk, reward_mode::off, [&](int32_t i, int32_t n) {
+        for (int32_t j = i; j < std::min(i + n, n_tokens - 1); ++j) {
+            const float * row = logits_row(j - i);
+            result[size_t(j)] = float(double(row[tokens[j + 1]]) - log_sum_exp(row, n_vocab));
+        }
+    });
+    return result;
+}
+
+void context::check_gives_rewards() const {
+    if (!with_rewards) {
+        throw config_error("this context gives no rewards: open the model with a sidecar and rewards on");
+    }
 }
 
 void context::check_output_row(int32_t row) const {
@@ -296,7 +370,7 @@ std::vector<float> context::queries(int32_t head) const {
 }
 
 std::vector<float> context::vocabulary_scores(int32_t head, int32_t row, const int32_t * candidates, int32_t n) {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
 
     const auto & vocabulary = owner->vocabulary(head);
     check_output_row(row);
@@ -312,23 +386,34 @@ std::vector<float> context::vocabulary_scores(int32_t head, int32_t row, const i
     return result;
 }
 
+// A sequence that holds nothing shares nothing.
+void context::leave_family(int32_t sequence) {
+    if (llama_memory_seq_pos_max(llama_get_memory(get()), sequence) < 0) {
+        family[size_t(sequence)] = n_families++;
+    }
+}
+
 void context::sequence_copy(int32_t source, int32_t target, int32_t begin, int32_t end) {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
     check_sequence(source);
     check_sequence(target);
     llama_memory_seq_cp(llama_get_memory(get()), source, target, begin, end);
+    std::replace(family.begin(), family.end(), int32_t(family[size_t(target)]), int32_t(family[size_t(source)]));
 }
 
 bool context::sequence_remove(int32_t sequence, int32_t begin, int32_t end) {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
     check_sequence(sequence);
-    return llama_memory_seq_rm(llama_get_memory(get()), sequence, begin, end);
+    const bool removed = llama_memory_seq_rm(llama_get_memory(get()), sequence, begin, end);
+    leave_family(sequence);
+    return removed;
 }
 
 void context::sequence_keep(int32_t sequence) {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
     check_sequence(sequence);
     llama_memory_seq_keep(llama_get_memory(get()), sequence);
+    std::iota(family.begin(), family.end(), 0);
 }
 
 int32_t context::sequence_max_position(int32_t sequence) const {
@@ -337,37 +422,95 @@ int32_t context::sequence_max_position(int32_t sequence) const {
 }
 
 void context::clear() {
-    const exclusive claim(busy);
+    const exclusive claim(busy, "context");
     llama_memory_clear(llama_get_memory(get()), false); // forgetting the cells is enough: what they held is masked
+    std::iota(family.begin(), family.end(), 0);
 }
 
-std::vector<std::pair<llama_token, float>> context::top_k(int32_t row, int32_t k) const {
-    using candidate = std::pair<llama_token, float>;
 
-    const float * logits  = logits_row(row);
-    const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
-    if (k < 1 || k > n_vocab) {
-        throw config_error("top_k of " + std::to_string(k) + ", expected 1 to " + std::to_string(n_vocab));
+// Positions first .. last are to be moved.
+void context::check_shift(int32_t sequence, int32_t first, int32_t last, int32_t delta) const {
+    if (!shiftable) {
+        throw config_error("llama.cpp cannot move positions in the KV cache of this model and cache type (type_k)");
     }
-    const auto better = [](const candidate & a, const candidate & b) {
-        return a.second > b.second || (a.second == b.second && a.first < b.first);
-    };
-
-    // the k best so far as a heap with the worst on top: most logits fail one comparison
-    std::vector<candidate> best;
-    best.reserve(size_t(k));
-    for (llama_token token = 0; token < n_vocab; ++token) {
-        if (best.size() < size_t(k)) {
-            best.emplace_back(token, logits[token]);
-            std::push_heap(best.begin(), best.end(), better);
-        } else if (logits[token] > best.front().second) {
-            std::pop_heap(best.begin(), best.end(), better);
-            best.back() = { token, logits[token] };
-            std::push_heap(best.begin(), best.end(), better);
+    if (first + int64_t(delta) < 0 || last + int64_t(delta) >= int64_t(llama_n_ctx(get()))) {
+        throw config_error("a shift by " + std::to_string(delta) + " takes positions " + std::to_string(first) + " to " +
+                std::to_string(last) + " out of the context of " + std::to_string(llama_n_ctx(get())) + " tokens");
+    }
+    for (int32_t other = 0; other < int32_t(family.size()); ++other) {
+        if (other != sequence && family[size_t(other)] == family[size_t(sequence)] && sequence_max_position(other) >= 0) {
+            throw config_error("sequence " + std::to_string(sequence) + " shares its tokens with sequence " + std::to_string(other) +
+                    ", which a shift would move too: remove one first");
         }
     }
-    std::sort_heap(best.begin(), best.end(), better);
-    return best;
+}
+
+void context::sequence_shift(int32_t sequence, int32_t begin, int32_t end, int32_t delta) {
+    const exclusive claim(busy, "context");
+    check_sequence(sequence);
+    const auto    memory = llama_get_memory(get());
+    const int32_t first  = std::max(begin, llama_memory_seq_pos_min(memory, sequence));
+    const int32_t last   = std::min(end < 0 ? std::numeric_limits<int32_t>::max() : end - 1, llama_memory_seq_pos_max(memory, sequence));
+    if (first < 0 || first > last || delta == 0) {
+        return;
+    }
+    check_shift(sequence, first, last, delta);
+
+    n_last_outputs = 0;
+    last_rows      = nullptr;
+    take_log_errors();
+    llama_memory_seq_add(memory, sequence, first, last + 1, delta);
+    llama_set_abort_callback(get(), nullptr, nullptr); // keys half rotated are of no use to anybody
+    apply_shift(get());
+    llama_set_abort_callback(get(), poll_abort, this);
+    const std::string log = take_log_errors();
+    if (!log.empty()) {
+        llama_memory_clear(memory, false);
+        throw engine_error("llama.cpp failed to shift, the context is empty: " + log);
+    }
+}
+
+std::vector<uint8_t> context::save_sequence(int32_t sequence) {
+    const exclusive claim(busy, "context");
+    check_sequence(sequence);
+    take_log_errors();
+    std::vector<uint8_t> data(state_header_size + llama_state_seq_get_size(get(), sequence));
+    const size_t size = data.size() - state_header_size;
+    if (size == 0 || llama_state_seq_get_data(get(), data.data() + state_header_size, size, sequence) != size) {
+        throw engine_error("llama.cpp cannot save sequence " + std::to_string(sequence) + ": " + take_log_errors());
+    }
+    write_state_header(data, geometry);
+    return data;
+}
+
+void context::load_sequence(const uint8_t * data, size_t size, int32_t sequence) {
+    const exclusive claim(busy, "context");
+    check_sequence(sequence);
+    const auto memory = llama_get_memory(get());
+    llama_memory_seq_rm(memory, sequence, -1, -1);
+    leave_family(sequence);
+    check_state_header(data, size, geometry);
+
+    take_log_errors();
+    size -= state_header_size;
+    const size_t n_read = llama_state_seq_set_data(get(), data + state_header_size, size, sequence);
+    if (n_read == size && llama_memory_seq_pos_max(memory, sequence) < int32_t(llama_n_ctx(get()))) {
+        return;
+    }
+    llama_memory_seq_rm(memory, sequence, -1, -1);
+    const std::string log = take_log_errors();
+    if (n_read == size || log.find("cells in kv cache") != std::string::npos) {
+        throw context_full_error("the context of " + std::to_string(llama_n_ctx(get())) +
+                " tokens has no room for the saved sequence: raise n_ctx (-c)");
+    }
+    throw config_error("llama.cpp cannot load the saved state: " + log);
+}
+
+std::vector<candidate> context::top_k(int32_t row, int32_t k) const {
+    const float * logits  = logits_row(row);
+    const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
+    check_k(k, n_vocab);
+    return best_tokens(logits, nullptr, n_vocab, k);
 }
 
 } // namespace otter

@@ -2,13 +2,13 @@
 
 #pragma once
 
+#include "logits.h"
 #include "model.h"
 
 #include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace otter {
@@ -54,8 +54,14 @@ public:
     // Logits and rewards of the tokens marked as outputs are kept until the next call.
     void decode(const token_batch & batch, bool rewards);
 
-    // Rewards of every token, [n_tokens, n_rewards], without the output projection.
+    // Rewards of a batch of at most n_ubatch tokens, [n_tokens, n_rewards], without the output projection: no logits.
+    std::vector<float> decode_rewards(const token_batch & batch);
+
+    // The same for a text of any length in one sequence.
     std::vector<float> score(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position);
+
+    // ln p(tokens[i + 1] | text so far, tokens[..i]) of the base, n_tokens - 1 of them.
+    std::vector<float> log_probabilities(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position);
 
     const float *      logits() const;
     const float *      logits_row(int32_t row) const;
@@ -75,8 +81,17 @@ public:
     int32_t sequence_max_position(int32_t sequence) const;
     void clear();
 
+    // Move the tokens at positions [begin, end) of a sequence by delta, their keys with them. The last decode's outputs
+    // are gone then. What stands where they go must have been removed. ConfigError unless can_shift.
+    bool can_shift() const { return shiftable; }
+    void sequence_shift(int32_t sequence, int32_t begin, int32_t end, int32_t delta);
+
+    // A sequence's cells behind a header. After a load that failed the sequence is empty.
+    std::vector<uint8_t> save_sequence(int32_t sequence);
+    void                 load_sequence(const uint8_t * data, size_t size, int32_t sequence);
+
     // Highest logits of a row, best first; equal logits: lower token first.
-    std::vector<std::pair<llama_token, float>> top_k(int32_t row, int32_t k) const;
+    std::vector<candidate> top_k(int32_t row, int32_t k) const;
 
     llama_context * get() const { return handle.get(); }
 
@@ -84,10 +99,16 @@ public:
 
     double  seconds = 0.0; // inside llama_decode
     int64_t n_calls = 0;
+    int64_t n_fed   = 0; // tokens of them
 
 private:
-    const bool    with_rewards;
-    const int32_t n_outputs_max;
+    const bool        with_rewards;
+    const int32_t     n_outputs_max;
+    const std::string geometry; // of a saved sequence
+
+    // Sequences of one number may share cells: copies, and copies of copies.
+    std::vector<int32_t> family;
+    int32_t              n_families;
 
     std::function<bool()> interrupted;
 
@@ -96,6 +117,7 @@ private:
     int64_t  t_abort_poll_us = 0;
 
     std::unique_ptr<llama_context, decltype(&llama_free)> handle;
+    const bool shiftable;
 
     std::atomic<bool> busy { false };
 
@@ -105,11 +127,19 @@ private:
     static bool poll_abort(void * self);
 
     void run(const token_batch & batch, reward_mode mode);
+
+    template <class row_reader>
+    void feed_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position, int32_t n_chunk,
+            reward_mode mode, const row_reader & read_rows);
+
+    void leave_family(int32_t sequence);
+    void check_shift(int32_t sequence, int32_t first, int32_t last, int32_t delta) const;
     void check_batch(const token_batch & batch) const;
     void check_sequence(int32_t sequence) const;
     void check_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) const;
     void check_output_row(int32_t row) const;
     void check_rows() const;
+    void check_gives_rewards() const;
     void roll_back(const token_batch & batch);
 };
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..errors import ConfigError, FileError
 from ..options import LoadOptions, SamplingOptions, choices
 
 if TYPE_CHECKING:
-    from ..guidance import Policy
+    from ..guidance.spec import Guidance
     from ..model import Otter
 
 T = TypeVar("T")
@@ -30,17 +31,63 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str
     group.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's log on stderr")
 
 
+def add_isolation_argument(parser: argparse.ArgumentParser) -> None:
+    """``--isolate``, for verbs that open their models with :func:`load`."""
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="load and run the files in a process of their own: a crash there is an error message here",
+    )
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of :class:`SamplingOptions`."""
     add_options(parser.add_argument_group("sampling"), SamplingOptions, ())
 
 
 def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--weight``, ``--candidates``, ``--label``."""
-    group = parser.add_argument_group("guidance (ARGS)")
+    """``--guidance`` with ``--weight``, ``--candidates``, ``--label``, and ``--reward-model``."""
+    group = parser.add_argument_group("guidance")
+    group.add_argument(
+        "-g",
+        "--guidance",
+        metavar="RULE",
+        help="how rewards guide: args:weight=1.5, gated:entropy=1+args, best_of_n ...; -g help lists all "
+        "(default: args if --weight is given)",
+    )
     group.add_argument("-w", "--weight", type=number, help="steer by reward: logits per unit (paper: 1.0 to 1.5)")
-    group.add_argument("--candidates", type=int, metavar="N", help="tokens considered in a step (default: 10)")
+    group.add_argument("--candidates", type=int, metavar="N", help="tokens considered in a step (args: 10)")
     group.add_argument("--label", help="which reward guides, if the model predicts several")
+    group.add_argument("--reward-model", metavar="FILE", help="take the rewards from this model of the same vocabulary")
+    group.add_argument("--reward-otter", metavar="FILE", help="its sidecar; not with a merged file")
+
+
+def add_constraint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Logit bias, grammar, JSON schema and context shift, as llama.cpp spells them."""
+    group = parser.add_argument_group("constraints")
+    group.add_argument(
+        "-l",
+        "--logit-bias",
+        dest="token_biases",
+        action="append",
+        type=token_bias,
+        metavar="TOKEN(+/-)BIAS",
+        help="add to a token's logit, by its id: 15043+1, 15043-inf (may be repeated)",
+    )
+    group.add_argument("--grammar", dest="gbnf", metavar="GBNF", help="the text must follow this grammar")
+    group.add_argument("--grammar-file", dest="gbnf_file", metavar="FILE", help="the grammar of this file")
+    group.add_argument(
+        "-j", "--json-schema", dest="schema", metavar="SCHEMA", help="the text must be JSON of this schema; {} = any"
+    )
+    group.add_argument(
+        "-jf",
+        "--json-schema-file",
+        dest="schema_file",
+        metavar="FILE",
+        help="the text must be JSON of this file's schema",
+    )
+    group.add_argument("--context-shift", action="store_true", help="drop old tokens where the context is full")
+    group.add_argument("--keep", type=int, metavar="N", help="first tokens that a shift leaves in place (default: 0)")
 
 
 def add_options(group: argparse._ArgumentGroup, options: type, leave_out: tuple[str, ...]) -> None:
@@ -84,6 +131,14 @@ def number(text: str) -> float:
     return value
 
 
+def token_bias(text: str) -> tuple[int, float]:
+    """``15043+1``: a token's id and what is added to its logit."""
+    match = re.fullmatch(r"(\d+)([+-].+)", text)
+    if match is None:
+        raise ValueError
+    return int(match[1]), float(match[2])
+
+
 def given(args: argparse.Namespace, options: type) -> dict[str, Any]:
     """The options of a dataclass that were given on the command line."""
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(options) if hasattr(args, field.name)}
@@ -109,24 +164,68 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     return LoadOptions(**given(args, LoadOptions))
 
 
-def load(args: argparse.Namespace, **defaults: Any) -> Otter:
-    """The model of the command line; ``defaults`` for options that were not given."""
-    from ..model import Otter
+def load(args: argparse.Namespace, files: tuple[str, str | None] | None = None, **defaults: Any) -> Otter:
+    """The model of the command line, or one of other files with the same options; ``defaults`` for options that were
+    not given. With ``--isolate`` all models of a command live in one process beside this one."""
+    model, otter = files or model_files(args)
+    options = {"otter": otter, "verbose": args.verbose, **defaults, **given(args, LoadOptions)}
+    if not getattr(args, "isolate", False):
+        from ..model import Otter
 
-    model, otter = model_files(args)
-    return Otter(model, otter=otter, verbose=args.verbose, **{**defaults, **given(args, LoadOptions)})
+        return Otter(model, **options)
+    from ..isolation import IsolatedOtter
+
+    args.first_isolated = llm = IsolatedOtter(model, beside=getattr(args, "first_isolated", None), **options)
+    return llm
 
 
-def guidance(args: argparse.Namespace) -> Policy | None:
-    """The policy of the command line, if ``--weight`` is given."""
-    from ..guidance import ARGS
+def guidance(args: argparse.Namespace, load: Callable[[str], Otter] | None = None) -> Guidance:
+    """The guidance of the command line: of ``--guidance``, else ARGS if ``--weight`` is given, else none."""
+    from ..guidance import ARGS, spec
 
-    if args.weight is None:
-        if args.candidates is not None or args.label is not None:
-            raise ConfigError("--candidates and --label need --weight")
-        return None
-    n_candidates = ARGS.n_candidates if args.candidates is None else args.candidates
-    return ARGS(weight=args.weight, n_candidates=n_candidates, label=args.label)
+    flags = {"weight": args.weight, "n_candidates": args.candidates, "label": args.label}
+    fields = {name: value for name, value in flags.items() if value is not None}
+    if args.guidance is None:
+        if fields and args.weight is None:
+            raise ConfigError("--candidates and --label need --weight or --guidance")
+        return ARGS(**fields) if fields else None
+    rule = spec.parse(args.guidance, load)
+    if rule is None and fields:
+        raise ConfigError(f"--guidance {args.guidance} takes no --weight, --candidates or --label")
+    for name, value in fields.items():
+        rule = spec.override(rule, name, value) if rule else None
+    return rule
+
+
+def sequences_needed(rule: Guidance) -> int:
+    """``n_seq_max`` for one text under this guidance."""
+    from ..generation.call import sequences_needed as needed
+
+    return needed(rule)
+
+
+def constraints(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of completion methods that :func:`add_constraint_arguments` asks for."""
+    sources = {
+        "--grammar": ("grammar", args.gbnf),
+        "--grammar-file": ("grammar", args.gbnf_file),
+        "--json-schema": ("json_schema", args.schema),
+        "--json-schema-file": ("json_schema", args.schema_file),
+    }
+    named = [flag for flag, (_, value) in sources.items() if value is not None]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} exclude each other")
+    if args.keep is not None and not args.context_shift:
+        raise ConfigError("--keep is for --context-shift, which is not given")
+    options: dict[str, Any] = {}
+    for flag in named:
+        name, value = sources[flag]
+        options[name] = read_text(value) if flag.endswith("-file") else value
+    if args.token_biases:
+        options["logit_bias"] = dict(args.token_biases)
+    if args.context_shift:
+        options |= {"context_shift": True, "n_keep": args.keep or 0}
+    return options
 
 
 def read_text(path: str) -> str:

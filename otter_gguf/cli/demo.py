@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_flags = parser.add_argument_group("experiment")
     run_flags.add_argument("--prompts", dest="n_prompts", type=int, metavar="N", help="story beginnings (default: 200)")
     run_flags.add_argument("-n", "--predict", dest="max_tokens", type=int, metavar="N", help="tokens of each (48)")
-    run_flags.add_argument("-w", "--weight", type=_common.number, help="logits per unit of reward (default: 3)")
+    run_flags.add_argument("-w", "--weight", type=_common.number, help="logits per unit of reward (default: 2)")
     run_flags.add_argument("--candidates", dest="n_candidates", type=int, metavar="N", help="to choose from (10)")
     run_flags.add_argument("--temp", dest="temperature", type=_common.number, metavar="N", help="temperature (0.8)")
     run_flags.add_argument("-s", "--seed", type=int, help="of the first prompt (default: 1)")

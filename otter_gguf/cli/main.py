@@ -26,6 +26,7 @@ VERBS = (
     "run",
     "score",
     "bench",
+    "eval",
     "demo",
 )
 

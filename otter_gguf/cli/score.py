@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", metavar="FILE", help="score the text of this file; - is stdin")
     parser.add_argument("--tokens", action="store_true", help="also the rewards of every token")
     _common.add_model_arguments(parser, leave_out=("n_seq_max",))
+    _common.add_isolation_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ class Settings:
     temperature: float = 0.8
     n_candidates: int = 10
     """Plain decoding: ``top_k``. Guided decoding: candidates whose rewards are looked at."""
-    weight: float = 3.0
+    weight: float = 2.0
     """Logits per unit of reward."""
     seed: int = 1
     """Prompt i is continued with seed + i, on both sides."""

@@ -93,7 +93,19 @@ MERGED_KEYS: tuple[Key, ...] = (
     MERGED_SIDECAR_SHA256,
 )
 
+# What the writer adds to a sidecar, so that `check` finds a flipped bit; a merged file has them too.
+CHECKSUM_METADATA = Key(
+    "otter.checksum.metadata", "str", "sha256 over keys and tensor list of the inserted part", required=False
+)
+CHECKSUM_TENSORS = Key(
+    "otter.checksum.tensors", "arr[str]", "sha256 of the data of each inserted tensor, in file order", required=False
+)
+
+CHECKSUM_KEYS: tuple[Key, ...] = (CHECKSUM_METADATA, CHECKSUM_TENSORS)
+
 PREFIX = "otter."  # of every key above
+CHECKSUM_PREFIX = "otter.checksum."
+MERGED_PREFIX = "otter.merged."
 INSERTED_MARK = ".otter."  # in every tensor name below, in no name of a base
 
 # Tensor names. Shapes are in GGUF order: [columns, rows].

@@ -152,6 +152,19 @@ def _check_split(merged: Path, digests: tuple[str, str], names: tuple[str, str])
                 raise FileError(f"{name}: {_CANNOT_RETURN} (padding that is not zero); {_ADVICE}")
 
 
+def check_parts(file: _native.GgufFile) -> None:
+    """Compare both parts of a merged file with the sha256 that were stored when it was merged.
+
+    Raises:
+        FileError: A part is damaged (all are named), or not where a merged file has it.
+    """
+    parts = MergedParts(file)
+    wanted = (("the base", parts.base(), parts.base_sha256), ("the sidecar", parts.sidecar(), parts.sidecar_sha256))
+    damaged = [name for name, chunks, digest in wanted if _sha256(chunks) != digest]
+    if damaged:
+        raise FileError(f"{file.path}: checksums: {' and '.join(damaged)} in it differ from the sha256 stored for them")
+
+
 # ---- splitting -------------------------------------------------------------------------------------------------
 
 

@@ -91,6 +91,7 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
     if not all(map(is_head_name, head_names)):  # they become part of keys, and of messages on a terminal
         raise FileError(f"{file.path}: key {keys.HEADS.name} holds a name other than 1 to 16 of a-z, 0-9, _")
     wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
+    wanted += [key for key in keys.CHECKSUM_KEYS if key.name in file.keys]
     wanted += [
         head_key(key, name)
         for name in head_names
@@ -203,14 +204,23 @@ def validate_insertion(file: _native.GgufFile) -> InsertionConfig:
         UnsupportedError: Unknown format version, head kind or key.
     """
     config = read_insertion(file)
-    inserted = [tensor for tensor in file.tensors if is_inserted(tensor.name) or not is_merged(file)]
-    problems = _tensor_problems(config, inserted)
+    check_tensors(file, config)
+    _native.check_finite(file, [tensor.name for tensor in own_tensors(file)])
+    return config
+
+
+def own_tensors(file: _native.GgufFile) -> list[_native.TensorInfo]:
+    """Every tensor of a sidecar; the inserted ones of a merged file."""
+    return [tensor for tensor in file.tensors if is_inserted(tensor.name) or not is_merged(file)]
+
+
+def check_tensors(file: _native.GgufFile, config: InsertionConfig) -> None:
+    """``FileError`` that lists every tensor that is missing, extra, or of a wrong type or shape."""
+    problems = _tensor_problems(config, own_tensors(file))
     if not is_merged(file) and file.alignment != ALIGNMENT:
         problems.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
     if problems:
         raise FileError(f"{file.path}: tensors: {'; '.join(problems)}")
-    _native.check_finite(file, [tensor.name for tensor in inserted])
-    return config
 
 
 def _tensor_problems(config: InsertionConfig, tensors: list[_native.TensorInfo]) -> list[str]:

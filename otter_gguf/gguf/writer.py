@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from .. import _native
 from . import encoding
 from .atomic import atomic_path
+from .checksums import with_checksums
 from .encoding import KeyValue
 
 
@@ -43,11 +45,11 @@ def write_gguf(
     force: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a GGUF file atomically.
+    """Write a GGUF file atomically; a sidecar with the checksums of what is written.
 
     Args:
         target: Final name.
-        metadata: Entries in file order.
+        metadata: Entries in file order. Of a sidecar, ``otter.checksum.*`` are replaced or added.
         tensors: Tensors in file order; their bytes are asked for one tensor at a time.
         inputs: Files that ``target`` must not be.
         force: Replace an existing file.
@@ -56,12 +58,13 @@ def write_gguf(
     Raises:
         FileError: The file cannot be written, or a tensor's type does not fit its shape.
     """
-    header = encode_file_header(metadata, tensors)
+    header = _header(metadata, tensors, [hashlib.sha256().hexdigest()] * len(tensors))
     with atomic_path(target, inputs=inputs, force=force) as temporary:
         with open(temporary, "r+b") as file, progress_bar("Writing", sum(t.n_bytes for t in tensors)) as bar:
             file.write(header)
-            for tensor in tensors:
-                _write_tensor(file, tensor, bar.update)
+            digests = [_write_tensor(file, tensor, bar.update) for tensor in tensors]
+            file.seek(0)
+            file.write(_header(metadata, tensors, digests))  # of the same size: only checksums differ
         if check is not None:
             check(temporary)
 
@@ -78,16 +81,23 @@ def encode_file_header(metadata: Sequence[KeyValue], tensors: Sequence[TensorPla
     return header + bytes(encoding.padding(len(header)))
 
 
+def _header(metadata: Sequence[KeyValue], tensors: Sequence[TensorPlan], digests: Sequence[str]) -> bytes:
+    return encode_file_header(with_checksums(metadata, tensors, digests), tensors)
+
+
 def progress_bar(title: str, n_bytes: int) -> tqdm[None]:
     """A bar in bytes on stderr; none where stderr is no terminal."""
     return tqdm(desc=title, total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, disable=None)
 
 
-def _write_tensor(file: BinaryIO, tensor: TensorPlan, progress: Callable[[int], object]) -> None:
-    written = 0
+def _write_tensor(file: BinaryIO, tensor: TensorPlan, progress: Callable[[int], object]) -> str:
+    """Returns the sha256 of the tensor's data."""
+    written, digest = 0, hashlib.sha256()
     for chunk in tensor.chunks():
+        digest.update(chunk)
         written += file.write(chunk)
         progress(len(chunk))
     if written != tensor.n_bytes:
         raise ValueError(f"tensor {tensor.name}: its source gave {written} bytes, planned were {tensor.n_bytes}")
     file.write(bytes(encoding.padding(written)))
+    return digest.hexdigest()

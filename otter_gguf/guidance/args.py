@@ -1,15 +1,13 @@
-"""ARGS: alignment as reward-guided search (arXiv 2402.01694, ICLR 2024)."""
+"""ARGS: alignment as reward-guided search (arXiv 2402.01694, ICLR 2024), and PARGS (arXiv 2406.07780, COLM 2025)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import ConfigError
-from .base import Candidates, Float32, Policy, Signal, reward_index
+from .base import Candidates, Float32, Offer, Policy, check_at_least, check_finite, check_reward
+from .ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -17,39 +15,56 @@ class ARGS(Policy):
     """``score(v) = logit(v) + weight * reward(text v)`` over the base's best ``n_candidates`` tokens.
 
     With temperature 0 the best score wins (ARGS greedy); else the token is drawn from softmax(score / T), where T
-    divides the whole sum, reward included (ARGS stochastic). Raw logits are used; log-probabilities would differ by a
-    constant within a step. With ``weight=0`` nothing is fed but the winner, as in plain decoding.
+    divides the whole sum, reward included (ARGS stochastic). The paper's scores are raw logits. Log-probabilities and
+    centred rewards differ from them by one number a step, the same for all candidates: no choice changes, only how
+    scores read.
     """
 
     weight: float = 1.0
-    """In logits per unit of reward; the paper uses 1.0 to 1.5. Negative steers away."""
+    """In logits per unit of reward; the paper uses 1.0 to 1.5. Negative steers away, 0 is plain decoding."""
     n_candidates: int = 10
     """Tokens considered in a step; the paper uses 10."""
-    label: str | None = None
-    """Which reward guides; needed if the model predicts several."""
+    label: str | Ensemble | None = None
+    """Which reward guides; needed if there are several."""
     center: bool = False
-    """Subtract the candidates' mean reward first. Changes nothing here but how the scores read."""
+    """Subtract the candidates' mean reward first."""
+    log_probabilities: bool = False
+    """Score by log-probabilities over the whole vocabulary, in nats, in the place of logits."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ConfigError(f"ARGS: weight is {self.weight}, expected a finite number")
-        if self.n_candidates < 1:
-            raise ConfigError(f"ARGS: n_candidates is {self.n_candidates}, expected at least 1")
+        check_finite(self, weight=self.weight)
+        check_at_least(self, 1, n_candidates=self.n_candidates)
 
-    def check(self, labels: Sequence[str]) -> None:
-        """The label must be known."""
-        reward_index(labels, self.label)
+    def check(self, offer: Offer) -> None:
+        """The reward must be there."""
+        check_reward(offer, self.label)
 
-    def signal(self) -> Signal:
-        """Rewards, unless they would count nothing."""
-        return Signal.VALUE if self.weight != 0 else Signal.NONE
+    @property
+    def off(self) -> bool:
+        """With weight 0."""
+        return self.weight == 0
 
-    def scores(self, candidates: Candidates, labels: Sequence[str]) -> Float32:
-        """(k,) logit + weight * reward."""
-        if self.weight == 0:
-            return candidates.logits
-        rewards: Float32 = candidates.rewards[:, reward_index(labels, self.label)]
+    def scores(self, candidates: Candidates) -> Float32:
+        """(k,) logit or log-probability + weight * reward."""
+        rewards = candidates.reward(self.label)
         if self.center:
             rewards = rewards - rewards.mean()
         scores: Float32 = candidates.logits + np.float32(self.weight) * rewards
+        if self.log_probabilities:
+            assert candidates.state is not None
+            scores = scores - np.float32(candidates.state.log_sum_exp)
         return scores
+
+
+@dataclass(frozen=True)
+class PARGS(ARGS):
+    """``score(v) = ln p(v) + weight * reward(text v)``: :class:`ARGS` with the settings of its successor.
+
+    What PARGS adds is in the training: a reward model fitted to pairs of prefixes of every length, so that the reward
+    of an unfinished text is one that was asked for.
+    """
+
+    weight: float = 2.0
+    """As of :class:`ARGS`; the paper draws with 2.0 and takes the best with 1.0."""
+    log_probabilities: bool = True
+    """As of :class:`ARGS`."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +50,8 @@ def save_adapter(model: OtterModel, path: Path, *, force: bool = False, **entrie
     try:
         path.mkdir(parents=True, exist_ok=True)
         with atomic_path(path / TENSORS_NAME, force=True) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            # save_file() would leave a file that nobody but its owner can read
+            temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
         with atomic_path(path / CONFIG_NAME, force=True) as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:

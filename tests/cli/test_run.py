@@ -61,6 +61,13 @@ def test_guidance_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert tokens() == tokens("-w", "0") != tokens("--weight", "5", "--candidates", "20")
 
 
+def test_sampler_options_act_on_guided_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    def text(*arguments: str) -> str:
+        return run(capsys, "-p", TEXT, "-n", "20", "-w", "5", "-s", "3", *arguments)[1]
+
+    assert text("--temp", "2", "--top-k", "1") == text("--temp", "0") != text("--temp", "2")
+
+
 def test_prompt_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("Once, an otter")
     assert run(capsys, "-f", str(tmp_path / "prompt.txt"), "-n", "3")[1].startswith("Once, an otter")
@@ -87,7 +94,6 @@ def test_plain_model_runs_too(capsys: pytest.CaptureFixture[str]) -> None:
         (["-p", "x", "-f", "y"], "exclude"),
         (["-p", "x", "--candidates", "3"], "--weight"),
         (["-p", "x", "-w", "1", "--label", "unknown"], "unknown"),
-        (["-p", "x", "-w", "1", "--top-k", "5"], "top_k"),
         (["-p", "x", "--temp", "-1"], "temperature"),
         (["-f", "/no/such/prompt"], "/no/such/prompt"),
         (["-p", "x" * 2000], "context"),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.demo_model.stories import corpus
-from otter_gguf import FileError, Otter
+from otter_gguf import FileError, MismatchError, Otter
 from otter_gguf.demo import DemoFiles, Judge, Verdict, demo_files
 
-MAX_BYTES = 8_000_000
+MAX_BYTES, MAX_INSERTION_BYTES = 8_000_000, 4_500_000
 TRAINED_STORIES_SEED = 20241
 
 
@@ -19,9 +20,26 @@ def files() -> DemoFiles:
     return demo_files()
 
 
-def test_everything_together_is_at_most_8_mb(files: DemoFiles) -> None:
+def test_everything_together_is_at_most_8_mb_and_the_insertion_4_5(files: DemoFiles) -> None:
     paths = [files.base, files.sidecar, files.prompts, *files.adapter.iterdir()]
     assert sum(path.stat().st_size for path in paths) <= MAX_BYTES
+    assert sum(path.stat().st_size for path in [files.sidecar, *files.adapter.iterdir()]) <= MAX_INSERTION_BYTES
+
+
+def test_the_adapter_is_bound_to_the_shipped_base_and_tells_no_path(files: DemoFiles) -> None:
+    pytest.importorskip("torch")
+    from otter_gguf.training import OtterModel
+    from otter_gguf.training.checkpoint import load_base
+
+    base = load_base(files.base)
+    model = OtterModel.from_pretrained(base, files.adapter)
+    assert [*model.value_heads, *model.vocabulary_heads] == ["reward", "next"]
+    record = json.loads((files.adapter / "otter_config.json").read_text(encoding="utf-8"))
+    assert record["base_model_name_or_path"] == "otter-gguf demo base"
+    other = load_base(files.base)
+    other.get_parameter("model.norm.weight").data.mul_(2)
+    with pytest.raises(MismatchError, match="made for another base"):
+        OtterModel.from_pretrained(other, files.adapter)
 
 
 def test_missing_files_are_named_at_once(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_pieces_and_rewards_belong_together(llm: Otter, files: DemoFiles) -> Non
 
 
 def test_guidance_raises_the_judges_score(llm: Otter, files: DemoFiles) -> None:
-    result = run_experiment(llm, files.load_prompts(), Settings(n_prompts=32, max_tokens=32))
+    result = run_experiment(llm, files.load_prompts(), Settings(n_prompts=48, max_tokens=32))
     assert result.difference.in_errors > 4
     assert result.unseen_difference.in_errors > 2
     assert result.guided.distinct > 0.5 * result.plain.distinct

@@ -148,7 +148,7 @@ def test_metadata_keys_and_types_are_the_declared_ones() -> None:
 def test_the_documentation_lists_every_key_and_tensor() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text("utf-8")
     rows = {line for line in text.splitlines() if line.startswith("| `")}
-    declared = [*keys.SIDECAR_KEYS, *keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
+    declared = [*keys.SIDECAR_KEYS, *keys.CHECKSUM_KEYS, *keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
     key_rows = {f"| `{key.name}` | `{key.type}` | {key.doc} |" for key in declared}
     endings = (".otter.weight", ".otter.bias")
     tensor_names = {value for value in vars(keys).values() if isinstance(value, str) and value.endswith(endings)}

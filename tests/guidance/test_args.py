@@ -1,45 +1,116 @@
-"""ARGS against its definition, and the step loop around it."""
+"""ARGS and PARGS against their formula, and the step loop around a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, Candidates, ConfigError, Otter, Policy, Signal
-from otter_gguf.guidance.base import Float32, draw, reward_index
+import otter_gguf.guidance
+from otter_gguf import ARGS, PARGS, Candidates, ConfigError, Otter, Policy, Signal
+from otter_gguf.guidance.base import Float32, Offer, State, reward_index
+from tests.guidance.reference import END, Float64, Int64, Rule, Text, best, guided_tokens, open_exact, softmax, write
 from tests.synthetic_models import TEXT, load, pair
+
+N = 200
 
 
 @pytest.fixture(scope="module")
 def llm() -> Otter:
-    return load(type_k="f32", type_v="f32", flash_attn=False, n_ctx=1024)
+    return open_exact(pair(), n_ctx=1024)
 
 
 def rewards_of(response: Any) -> Any:
     return response["choices"][0]["rewards"]
 
 
-def args_by_definition(llm: Otter, prompt: list[int], n_tokens: int, policy: ARGS) -> list[int]:
-    """Slow and obvious: every candidate of every step is scored as a text of its own, from an empty context."""
-    text = list(prompt)
-    while len(text) < len(prompt) + n_tokens:
-        llm.generate(text, temperature=0)
-        tokens, logits = llm.context.top_k(0, policy.n_candidates)
-        rewards = [llm.score([*text, token]).reward for token in tokens.tolist()]
-        text.append(int(tokens[np.argmax(logits + policy.weight * np.asarray(rewards))]))
-    return text[len(prompt) :]
+def args_rule(weight: float, n_candidates: int, forbidden: tuple[int, ...] = (END,)) -> Rule:
+    """Top-k of the logits, then logit + weight * reward."""
+
+    def rule(text: Text) -> tuple[Int64, Float64]:
+        logits = text.logits
+        tokens = best(logits, n_candidates, forbidden)
+        return tokens, logits[tokens] + weight * text.reward(tokens)
+
+    return rule
 
 
-@pytest.mark.parametrize("weight", [0.5, 2.0, -3.0])
-def test_greedy_is_the_definition(llm: Otter, weight: float) -> None:
+def pargs_rule(text: Text) -> tuple[Int64, Float64]:
+    """Log-probabilities over the whole vocabulary in the place of logits."""
+    logs = np.log(softmax(text.logits))
+    tokens = best(logs, 10)
+    return tokens, logs[tokens] + 2.0 * text.reward(tokens)
+
+
+# ---- the definition --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "temperature"),
+    [
+        (ARGS(2.0, n_candidates=6), args_rule(2.0, 6), 0.0),
+        (ARGS(-3.0, n_candidates=6), args_rule(-3.0, 6), 0.0),
+        (ARGS(1.5), args_rule(1.5, 10), 1.0),
+        (ARGS(1.5, center=True), args_rule(1.5, 10), 0.7),
+        (PARGS(), pargs_rule, 1.0),
+    ],
+    ids=["greedy", "away", "stochastic", "temperature", "pargs"],
+)
+def test_tokens_are_those_of_the_definition(llm: Otter, policy: ARGS, rule: Rule, temperature: float) -> None:
     prompt = llm.tokenize(TEXT)
-    policy = ARGS(weight=weight, n_candidates=6)
-    out = llm.create_completion(prompt, max_tokens=25, temperature=0, guidance=policy)
-    assert rewards_of(out)["tokens"] == args_by_definition(llm, prompt, 25, policy)
+    tokens = guided_tokens(llm, prompt, N, temperature=temperature, seed=3, guidance=policy)
+    assert len(tokens) == N
+    assert write(Text(llm, prompt), rule, N, temperature, 3) == tokens
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_texts_end_where_those_of_the_definition_do(llm: Otter, seed: int) -> None:
+    prompt = llm.tokenize(TEXT)
+    tokens = guided_tokens(llm, prompt, N, temperature=1, seed=seed, guidance=ARGS(1.5), logit_bias={})
+    assert 0 < len(tokens) < N
+    assert write(Text(llm, prompt), args_rule(1.5, 10, ()), N, 1, seed) == tokens
+
+
+@pytest.mark.parametrize("wrong", [args_rule(-2.0, 6), args_rule(2.0, 1), args_rule(0.0, 6)])
+def test_other_definitions_give_other_tokens(llm: Otter, wrong: Rule) -> None:
+    prompt = llm.tokenize(TEXT)
+    tokens = guided_tokens(llm, prompt, 60, temperature=0, guidance=ARGS(2.0, n_candidates=6))
+    assert write(Text(llm, prompt), wrong, 60, 0, 0) != tokens
+
+
+def test_other_draws_give_other_tokens(llm: Otter) -> None:
+    prompt = llm.tokenize(TEXT)
+    tokens = guided_tokens(llm, prompt, 60, temperature=1, seed=3, guidance=ARGS(1.5))
+    assert write(Text(llm, prompt), args_rule(1.5, 10), 60, 1, 4) != tokens
+
+
+def test_every_candidate_has_the_reward_of_its_text_scored_afresh(llm: Otter) -> None:
+    prompt = llm.tokenize(TEXT)
+    out = llm.create_completion(prompt, max_tokens=5, temperature=0, guidance=ARGS(2.0), step_records=True)
+    steps: Any = out["choices"][0]["steps"]
+    text = list(prompt)
+    for step in steps:
+        afresh = [llm.score([*text, token]).reward for token in step["candidates"]]
+        np.testing.assert_allclose(np.asarray(step["rewards"])[:, 0], afresh, atol=1e-4)
+        text.append(step["token"])
+    assert np.ptp(afresh) > 0.01
+
+
+def test_scores_of_pargs_are_log_probabilities_of_the_text_before_the_step(llm: Otter) -> None:
+    prompt = llm.tokenize(TEXT)
+    out = llm.create_completion(prompt, max_tokens=5, temperature=0, guidance=PARGS(), step_records=True)
+    steps: Any = out["choices"][0]["steps"]
+    text = Text(llm, prompt)
+    for step in steps:
+        logs = np.log(softmax(text.logits))[step["candidates"]]
+        np.testing.assert_allclose(step["scores"], logs + 2.0 * np.asarray(step["rewards"])[:, 0], atol=1e-4)
+        text.append(step["token"])
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------
 
 
 def test_guided_rewards_are_those_of_the_text(llm: Otter) -> None:
@@ -50,12 +121,16 @@ def test_guided_rewards_are_those_of_the_text(llm: Otter) -> None:
     np.testing.assert_allclose(score.rewards[len(prompt) :], out["token_rewards"], atol=1e-4)
 
 
-def test_weight_zero_is_plain_greedy_decoding_over_500_tokens(llm: Otter) -> None:
-    options: dict[str, Any] = {"max_tokens": 500, "temperature": 0}
-    plain = rewards_of(llm.create_completion(TEXT, **options))
-    guided = rewards_of(llm.create_completion(TEXT, guidance=ARGS(weight=0), **options))
-    assert len(plain["tokens"]) == 500
-    assert guided == plain
+@pytest.mark.parametrize("policy", [ARGS(0), PARGS(0)])
+def test_weight_zero_is_plain_decoding_over_500_tokens(llm: Otter, policy: ARGS) -> None:
+    for options in ({"temperature": 0}, {"temperature": 0.9, "seed": 4, "repeat_penalty": 1.1}):
+        given: dict[str, Any] = {"max_tokens": 500, "logit_bias": {END: -100.0}, **options}
+        plain = rewards_of(llm.create_completion(TEXT, **given))
+        assert len(plain["tokens"]) == 500
+        assert rewards_of(llm.create_completion(TEXT, guidance=policy, **given)) == plain
+        given["max_tokens"] = 30
+        other = rewards_of(llm.create_completion(TEXT, guidance=ARGS(1.0), **given))
+        assert other["tokens"] != plain["tokens"][:30]
 
 
 def test_weight_changes_the_text_and_raises_the_reward(llm: Otter) -> None:
@@ -81,10 +156,25 @@ def test_stochastic_is_repeatable_and_varies_with_the_seed(llm: Otter) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_samplers_work_on_the_scores(llm: Otter) -> None:
+    """The best of one is the best score, whatever the temperature."""
+    prompt = llm.tokenize(TEXT)
+    greedy = guided_tokens(llm, prompt, 40, temperature=0, guidance=ARGS(3.0))
+    assert guided_tokens(llm, prompt, 40, temperature=5, top_k=1, guidance=ARGS(3.0)) == greedy
+    assert guided_tokens(llm, prompt, 40, temperature=5, guidance=ARGS(3.0)) != greedy
+
+
+def test_a_logit_bias_counts_before_the_cut(llm: Otter) -> None:
+    prompt = llm.tokenize(TEXT)
+    tokens = guided_tokens(llm, prompt, 10, temperature=0, guidance=ARGS(1.0), logit_bias={77: 100.0})
+    assert tokens == [77] * 10
+    assert 77 not in guided_tokens(llm, prompt, 30, temperature=1, guidance=ARGS(1.0), logit_bias={77: -100.0})
+
+
 def test_end_of_text_ends_a_guided_text() -> None:
     @dataclass(frozen=True)
-    class EndAfter(Policy):
-        """Prefers the end-of-text token from a length on."""
+    class End(Policy):
+        """Takes the end-of-text token."""
 
         end: int
         n_candidates: int = 320
@@ -92,12 +182,12 @@ def test_end_of_text_ends_a_guided_text() -> None:
         def signal(self) -> Signal:
             return Signal.NONE
 
-        def scores(self, candidates: Candidates, labels: Sequence[str]) -> Float32:
+        def scores(self, candidates: Candidates) -> Float32:
             scores: Float32 = (candidates.tokens == self.end).astype(np.float32)
             return scores
 
     with load() as llm:
-        out = llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=EndAfter(llm.model.eos_token))
+        out = llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=End(llm.model.eos_token))
         assert (out["choices"][0]["text"], out["choices"][0]["finish_reason"]) == ("", "stop")
         assert rewards_of(out)["tokens"] == []
 
@@ -133,12 +223,7 @@ def test_label_picks_the_reward_that_guides() -> None:
             llm.create_completion(TEXT, guidance=ARGS(label="true"))
 
 
-def test_centering_changes_no_choice(llm: Otter) -> None:
-    tokens = []
-    for center in (False, True):
-        policy = ARGS(2.0, center=center)
-        tokens.append(rewards_of(llm.create_completion(TEXT, max_tokens=30, temperature=0, guidance=policy))["tokens"])
-    assert tokens[0] == tokens[1]
+# ---- refusals --------------------------------------------------------------------------------------------------
 
 
 def test_a_model_without_rewards_cannot_be_guided() -> None:
@@ -154,49 +239,60 @@ def test_more_candidates_than_sequences_are_refused(llm: Otter) -> None:
         assert len(out["tokens"]) == 5
 
 
-@pytest.mark.parametrize("options", [{"top_k": 40}, {"top_p": 0.5}, {"repeat_penalty": 1.1}])
-def test_sampling_options_that_would_do_nothing_are_refused(llm: Otter, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        llm.create_completion(TEXT, guidance=ARGS(), **options)
-
-
-@pytest.mark.parametrize("options", [{"weight": float("nan")}, {"weight": float("inf")}, {"n_candidates": 0}])
-def test_wrong_policies_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="ARGS"):
-        ARGS(**options)
+@pytest.mark.parametrize("make", [ARGS, PARGS])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": float("nan")},
+        {"weight": float("inf")},
+        {"weight": "1"},
+        {"n_candidates": 0},
+        {"n_candidates": -3},
+        {"n_candidates": 2.5},
+    ],
+)
+def test_wrong_policies_are_refused(make: Callable[..., ARGS], options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=rf"^{make.__name__}: {name} is {value!r}, expected [^\n]*$"):
+        make(**options)
 
 
 # ---- the formula -----------------------------------------------------------------------------------------------
 
 
-def candidates(logits: list[float], rewards: list[list[float]]) -> Candidates:
-    return Candidates(
-        np.arange(len(logits), dtype=np.int32), np.asarray(logits, np.float32), np.asarray(rewards, np.float32)
-    )
+def candidates(logits: list[float], rewards: list[list[float]], state: State | None = None) -> Candidates:
+    values, table = np.asarray(logits, np.float32), np.asarray(rewards, np.float32)
+    labels = tuple("abc"[: table.shape[1]])
+    return Candidates(np.arange(len(logits), dtype=np.int32), values, labels, table, state=state)
 
 
 def test_scores_are_logit_plus_weighted_reward() -> None:
     step = candidates([3.0, 2.0, 1.0], [[0.0], [1.0], [3.0]])
-    np.testing.assert_array_equal(ARGS(1.5).scores(step, ["r"]), [3.0, 3.5, 5.5])
-    np.testing.assert_array_equal(ARGS(-1.0).scores(step, ["r"]), [3.0, 1.0, -2.0])
-    np.testing.assert_allclose(ARGS(1.5, center=True).scores(step, ["r"]), [1.0, 1.5, 3.5], atol=1e-6)
+    np.testing.assert_array_equal(ARGS(1.5).scores(step), [3.0, 3.5, 5.5])
+    np.testing.assert_array_equal(ARGS(-1.0).scores(step), [3.0, 1.0, -2.0])
+    np.testing.assert_allclose(ARGS(1.5, center=True).scores(step), [1.0, 1.5, 3.5], atol=1e-6)
 
 
-def test_temperature_divides_the_whole_score() -> None:
-    scores = np.asarray([3.0, 3.5, 5.5], np.float32)
-    rng = np.random.default_rng(0)
-    counts = np.bincount([draw(scores, 2.0, rng) for _ in range(20_000)], minlength=3)
-    expected = np.exp(scores / 2.0) / np.exp(scores / 2.0).sum()
-    np.testing.assert_allclose(counts / 20_000, expected, atol=0.01)
+def test_scores_are_float32_and_leave_the_rewards_alone() -> None:
+    step = candidates([3.0, 2.0], [[1.0], [2.0]])
+    assert ARGS(1.5, center=True).scores(step).dtype == np.float32
+    np.testing.assert_array_equal(step.rewards, [[1.0], [2.0]])
 
 
-def test_draw_at_temperature_zero_takes_the_first_of_the_best() -> None:
-    assert draw(np.asarray([1.0, 2.0, 2.0], np.float32), 0, np.random.default_rng(0)) == 1
+def test_log_probabilities_are_of_the_whole_vocabulary() -> None:
+    logits = np.asarray([3.0, 2.0, 1.0, 2.5], np.float32)
+    step = candidates([3.0, 2.0, 1.0], [[0.0], [1.0], [3.0]], State(logits, np.empty(0, np.float32), 0))
+    expected = np.log(softmax(logits.astype(np.float64)))[:3] + 2.0 * np.asarray([0, 1, 3])
+    np.testing.assert_allclose(PARGS().scores(step), expected, atol=1e-5)
 
 
-def test_draw_survives_huge_scores() -> None:
-    scores = np.asarray([1e30, -1e30, 0.0], np.float32)
-    assert draw(scores, 0.1, np.random.default_rng(0)) == 0
+def test_what_is_asked_for() -> None:
+    assert ARGS().signal() is Signal.VALUE
+    assert (ARGS(0).off, ARGS(0.1).off, PARGS(0).off) == (True, False, True)
+    assert ARGS(label="b").reads(("a", "b")) == ("b",)
+    assert ARGS().reads(("a",)) == ("a",)
+    ARGS(label="b").check(Offer(("a", "b")))
+    assert (PARGS().weight, PARGS().n_candidates, PARGS().log_probabilities) == (2.0, 10, True)
 
 
 def test_reward_index() -> None:
@@ -204,3 +300,13 @@ def test_reward_index() -> None:
     assert reward_index(["a", "b"], "b") == 1
     with pytest.raises(ConfigError, match="no reward"):
         reward_index([], None)
+
+
+@pytest.mark.parametrize("module", [otter_gguf, otter_gguf.guidance])
+def test_every_name_can_be_imported(module: Any) -> None:
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
+    assert len(set(module.__all__)) == len(module.__all__)
+    with pytest.raises(AttributeError, match="'Args'"):
+        _ = module.Args

@@ -234,3 +234,48 @@ def test_log_goes_to_the_callback(files: tuple[Path, Path]) -> None:
     assert all("\n" not in line for _, line in lines)
     _native.Model(str(files[0]))
     assert len(lines) == count
+
+
+# ---- rewards without logits --------------------------------------------------------------------------------------
+
+
+def siblings(context: _native.Context, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A text of nine tokens in all sequences, and a next token for each: tokens, positions, sequences."""
+    feed(context, random_tokens(9))
+    for sequence in range(1, count):
+        context.sequence_copy(0, sequence)
+    return random_tokens(count), np.full(count, 9, np.int32), np.arange(count, dtype=np.int32)
+
+
+def test_rewards_alone_are_those_with_logits(files: tuple[Path, Path]) -> None:
+    with_logits, alone = (open_otter(*files, CONFIG) for _ in range(2))
+    batch = siblings(with_logits, 4)
+    with_logits.decode(*batch, np.ones(4, np.bool_))
+    siblings(alone, 4)
+    rewards = alone.decode_rewards(*batch)
+    assert rewards.shape == (4, CONFIG.n_rewards)
+    assert len(np.unique(rewards[:, 0])) == 4
+    np.testing.assert_allclose(rewards, with_logits.rewards(), atol=1e-5)
+    assert len(alone.logits()) == 0
+    for context in (with_logits, alone):  # the cache holds the same: what follows is the same
+        feed(context, [7], 10, sequences=2)
+    np.testing.assert_allclose(alone.rewards(), with_logits.rewards(), atol=1e-5)
+
+
+def test_rewards_alone_are_refused(files: tuple[Path, Path]) -> None:
+    tokens, positions, sequences = siblings(plain := open_base(files[0]), 2)
+    with pytest.raises(ConfigError, match="gives no rewards"):
+        plain.decode_rewards(tokens, positions, sequences)
+    context = open_otter(*files, CONFIG, n_ubatch=2)
+    with pytest.raises(ConfigError, match="at most n_ubatch = 2"):
+        context.decode_rewards(random_tokens(3), np.arange(3, dtype=np.int32), np.zeros(3, np.int32))
+    with pytest.raises(ConfigError, match="of one length"):
+        context.decode_rewards(tokens, positions[:1], sequences)
+
+
+def test_a_batch_holds_a_token_of_each_sequence_at_least(files: tuple[Path, Path]) -> None:
+    """llama.cpp would end the process with an assertion."""
+    context = open_base(files[0], n_batch=8, n_ubatch=8, n_seq_max=16, n_outputs_max=0)
+    assert (context.n_batch, context.n_seq_max) == (16, 16)
+    feed(context, random_tokens(16), 0, sequences=list(range(16)), positions=[0] * 16)
+    assert len(context.logits()) == 16

@@ -39,16 +39,18 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
-@pytest.mark.parametrize("call", ["score", "decode"])
+@pytest.mark.parametrize("call", ["score", "decode", "log_probabilities"])
 def test_a_signal_stops_the_call_and_leaves_the_cache_as_it_was(
     call: str, context: _native.Context, request: pytest.FixtureRequest
 ) -> None:
     tokens = random_tokens(LONG)
     feed(context, tokens[:10], outputs=False)
     request.getfixturevalue("alarm")
-    with pytest.raises(StopError):  # noqa: PT012 - either call
+    with pytest.raises(StopError):  # noqa: PT012 - any of the calls
         if call == "score":
             context.score(tokens, position=10)
+        elif call == "log_probabilities":
+            context.log_probabilities(tokens, position=10)
         else:
             feed(context, tokens, 10, outputs=False)
     assert context.sequence_max_position(0) == 9

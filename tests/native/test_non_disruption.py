@@ -10,7 +10,7 @@ import pytest
 from otter_gguf.converters.adapter import convert_adapter
 
 from otter_gguf import _native
-from otter_gguf.config import HeadConfig
+from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.sidecar import read_insertion
@@ -27,13 +27,13 @@ CACHES: dict[str, dict[str, Any]] = {
 CONFIG = insertion()
 
 
-def make(folder: Path, type: str = "F32", seed: int = 1) -> tuple[Path, Path]:
+def make(folder: Path, type: str = "F32", seed: int = 1, config: InsertionConfig = CONFIG) -> tuple[Path, Path]:
     """A base of a weight type and a sidecar of random weights."""
     base, sidecar = folder / f"base-{type}.gguf", folder / f"{type}-{seed}.otter.gguf"
     if not base.exists():
-        write_base(base, type=type)
-    tensors = {name: 0.3 * values for name, values in adapter_tensors(CONFIG, seed).items()}  # keeps rewards near 1
-    write_adapter(folder / f"adapter-{seed}", CONFIG, tensors)
+        write_base(base, type=type, geometry=config.base)
+    tensors = {name: 0.3 * values for name, values in adapter_tensors(config, seed).items()}  # keeps rewards near 1
+    write_adapter(folder / f"adapter-{seed}", config, tensors)
     with BaseFiles.open(base) as files:
         convert_adapter(folder / f"adapter-{seed}", sidecar, files, outtype="q8_0")
     return base, sidecar

@@ -1,0 +1,18 @@
+// What llama.cpp's public header lacks about moving positions in the KV cache.
+
+#pragma once
+
+#include "llama.h"
+
+namespace otter {
+
+// Whether a shift works. llama.cpp's own answer leaves out keys that are quantized without having been mixed first
+// (a head size that is no multiple of 64, or LLAMA_ATTN_ROT_DISABLE set): it reads through a null pointer then.
+bool can_shift(llama_context * ctx, ggml_type type_k);
+
+// Rotate the keys whose positions were moved. llama.cpp does it at the beginning of the next decode: a state saved
+// before holds the keys unrotated, and a decode that is interrupted there leaves some layers rotated, and has them
+// rotated again.
+void apply_shift(llama_context * ctx);
+
+} // namespace otter

@@ -1,0 +1,46 @@
+"""What generation gives, token by token."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+FinishReason = Literal["stop", "length", "content_filter"]
+"""Why a text ended, in OpenAI's words: by its own end, a stop string or a criterion; for want of room or of
+``max_tokens``; because a reward fell below a limit (:class:`otter_gguf.guidance.Threshold`)."""
+
+Record = dict[str, Any]
+"""What a policy looked at in a step, in plain JSON types; the entries stand in ``docs/guidance.md``."""
+
+
+class Step(NamedTuple):
+    """One token of a text."""
+
+    token: int
+    rewards: Float32
+    """(n_rewards,) for the text that ends with the token."""
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities of one place in a text under the base, at temperature 1, in nats."""
+
+    logprob: float
+    """Of the token that was chosen."""
+    tokens: list[int]
+    """The most likely ones, best first."""
+    logprobs: list[float]
+
+
+class Event(NamedTuple):
+    """One token of one of the texts of a call."""
+
+    text: int
+    """Which of them."""
+    step: Step
+    logprobs: Logprobs | None = None
+    records: tuple[Record, ...] = ()

@@ -1,0 +1,341 @@
+"""Guidance as one line of text, for command lines, files and reports: ``gated:entropy=1.0+args:weight=3``.
+
+    SPEC   = RULE | WRAPPER + SPEC        a wrapper, such as gated, guides by the rule behind its ``+``
+    RULE   = NAME | NAME:FIELD=VALUE,FIELD=VALUE...
+
+NAME is a key of :data:`otter_gguf.guidance.rules.NAMES`, or ``plain`` for no guidance; FIELD is a field of its
+dataclass, whose type says how the value is read:
+
+- a number, a word of a fixed set, ``true`` or ``false``; ``low/high`` for a pair; ``none`` where a field may be that;
+- a label, or an :class:`Ensemble` of labels: ``a*1.0&b*0.5`` (a weighted sum; a weight left out is 1), ``mean(a&b)``,
+  ``min(a&b)``, ``cautious(a&b)``, ``cautious:0.5(a&b)`` with its caution;
+- a model: ``base.gguf``, or ``base.gguf|sidecar.otter.gguf``;
+- a text, or its tokens: ``[1/2/3]``.
+
+What stands in double quotes is text as it is, with ``""`` for a quote: needed around ``,`` and ``+``, and around ``*``,
+``&`` and ``(`` of a label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
+
+from ..errors import ConfigError
+from . import rules
+from .base import Policy
+from .ensemble import Combination, Ensemble
+from .rules import PLAIN, members, registry, rule_class, types_of, wrapped_field
+from .search import Search
+
+if TYPE_CHECKING:
+    from ..model import Otter
+
+Guidance: TypeAlias = "Policy | Search | None"
+Load: TypeAlias = "Callable[[str], Otter]"
+
+_SYNTAX = """\
+A rule is NAME, or NAME:FIELD=VALUE,FIELD=VALUE... A name with +RULE is followed by the rule that it wraps:
+gated:entropy=1+args:weight=2. Text with , or + stands in double quotes.
+
+A label is a reward's name, or an ensemble: a*1.0&b*0.5, mean(a&b), min(a&b), cautious(a&b). A model is base.gguf
+or base.gguf|sidecar.otter.gguf. A pair is low/high."""
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_COMBINED = re.compile(rf"({'|'.join(get_args(Combination))})(?::([^()]*))?\((.*)\)", re.DOTALL)
+_BARE = re.compile(r"[\w.:/|-]+")
+
+
+def parse(text: str, load: Load | None = None) -> Guidance:
+    """The guidance that a line of text describes; ``plain`` is None.
+
+    Args:
+        text: See the module.
+        load: Opens the models that a rule compares with, from ``base.gguf`` or ``base.gguf|sidecar.otter.gguf``
+            (:func:`model_files` takes them apart).
+
+    Raises:
+        ConfigError: Unknown name or field, or a wrong value; the line names what there is.
+    """
+    chain = [_Rule.read(part) for part in _split(text, "+", text)]
+    guidance: Guidance = None
+    for index, rule in enumerate(reversed(chain)):
+        guidance = _build(rule, guidance, index > 0, load)
+    return guidance
+
+
+def format(guidance: Guidance) -> str:
+    """The line of text that :func:`parse` reads as the same guidance; fields at their defaults are left out.
+
+    A class of another package gives its ``repr``, which cannot be parsed. Of a model the base's path alone is written:
+    its sidecar does not change logits.
+    """
+    if guidance is None:
+        return PLAIN
+    name = rules.name_of(type(guidance))
+    if name is None:
+        return repr(guidance)
+    inner, hints = wrapped_field(type(guidance)), types_of(type(guidance))
+    options = [
+        f"{field.name}={_text_of(getattr(guidance, field.name), hints[field.name])}"
+        for field in rules.fields_of(type(guidance))
+        if getattr(guidance, field.name) != rules.default_of(field)
+    ]
+    rule = name + (":" + ",".join(options) if options else "")
+    return f"{rule}+{format(getattr(guidance, inner))}" if inner else rule
+
+
+def override(guidance: Policy | Search, name: str, value: object) -> Policy | Search:
+    """The same guidance with another value of one field, be it of the rule or of the one that it wraps.
+
+    ``ConfigError`` if neither has the field.
+    """
+    return _override(guidance, name, value, guidance)
+
+
+def describe() -> str:
+    """All rules with their fields, defaults and meanings, as text of at most 120 columns."""
+    paragraphs = [_SYNTAX, f"{PLAIN}\n    No guidance."]
+    for name, rule in registry().items():
+        title = f"{name}+RULE" if wrapped_field(rule) else name
+        lines = [title, *_wrapped(rules.first_paragraph(rule), "    ")]
+        meanings = rules.field_meanings(rule)
+        for field in rules.fields_of(rule):
+            line = f"{field.name}={default_text(field)}  {meanings.get(field.name, '')}"
+            lines += _wrapped(line.rstrip(), "      ", "          ")
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+def default_text(field: rules.Field) -> str:
+    """A field's default as :func:`format` writes it, or ``...``."""
+    default = rules.default_of(field)
+    return "..." if default is rules.NEEDED else _text_of(default, None)
+
+
+def model_files(text: str) -> tuple[str, str | None]:
+    """Base and sidecar of ``base.gguf|sidecar.otter.gguf``; of ``base.gguf`` there is no sidecar."""
+    path, _, sidecar = text.partition("|")
+    return path, sidecar or None
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """A name with the texts of its options."""
+
+    name: str
+    options: dict[str, str]
+
+    @classmethod
+    def read(cls, text: str) -> _Rule:
+        name, *rest = (part.strip() for part in text.split(":", 1))
+        options: dict[str, str] = {}
+        for part in _split(rest[0], ",", text) if rest and rest[0] else ():
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals:
+                raise ConfigError(f"guidance {name}: expected FIELD=VALUE, found {part.strip()!r}")
+            if key in options:
+                raise ConfigError(f"guidance {name}: {key} is given twice")
+            options[key] = value
+        return cls(name, options)
+
+
+def _build(rule: _Rule, inner: Guidance, has_inner: bool, load: Load | None) -> Guidance:
+    """The object of a rule; ``inner`` is what stands behind its ``+``, if anything does."""
+    if rule.name == PLAIN and not rule.options and not has_inner:
+        return None
+    found = rule_class(rule.name)
+    field = wrapped_field(found)
+    if has_inner and field is None:
+        wrappers = ", ".join(name for name, other in registry().items() if wrapped_field(other))
+        raise ConfigError(f"guidance {rule.name}: nothing can follow with +, only wrappers take a rule ({wrappers})")
+    if field is not None and not isinstance(inner, Policy):
+        raise ConfigError(f"guidance {rule.name}: needs a token-level rule to guide by, such as {rule.name}+args")
+    values = _values(rule, found, load)
+    return found(**values, **({field: inner} if field else {}))
+
+
+def _values(rule: _Rule, found: rules.Rule, load: Load | None) -> dict[str, Any]:
+    hints, known = types_of(found), {field.name: field for field in rules.fields_of(found)}
+    unknown = [key for key in rule.options if key not in known]
+    if unknown:
+        raise ConfigError(f"guidance {rule.name}: there is no field {unknown[0]!r}; there are: {', '.join(known)}")
+    needed = [name for name, field in known.items() if rules.default_of(field) is rules.NEEDED]
+    missing = [f"{name}=..." for name in needed if name not in rule.options]
+    if missing:
+        raise ConfigError(f"guidance {rule.name}: needs {', '.join(missing)}")
+    return {
+        key: _Reader(f"guidance {rule.name}: {key}", load).read(text, hints[key]) for key, text in rule.options.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Turns a value's text into what a type hint asks for."""
+
+    where: str
+    load: Load | None
+
+    def read(self, text: str, hint: Any) -> Any:
+        """``ConfigError`` says what was expected."""
+        kinds = members(hint)
+        if type(None) in kinds and text == "none":
+            return None
+        if Ensemble in kinds and _is_ensemble(text):
+            return self.ensemble(text)
+        for kind in sorted(kinds, key=lambda kind: kind is str):  # any text is a str
+            try:
+                return self.member(text, kind)
+            except ConfigError:
+                raise
+            except ValueError:
+                continue
+        expected = " or ".join(filter(None, map(_words_for, kinds)))
+        raise ConfigError(f"{self.where} is {text!r}, expected {expected or 'nothing: it cannot be given as text'}")
+
+    def member(self, text: str, hint: Any) -> Any:
+        """By one type. ``ValueError`` if the text is none of its values."""
+        word = _unquoted(text)
+        if hint is bool:
+            return {"true": True, "false": False}[word] if word in ("true", "false") else _refuse()
+        if hint in (int, float):
+            return hint(word)
+        if hint is str:
+            return word
+        if get_origin(hint) is Literal:
+            return word if word in get_args(hint) else _refuse()
+        if get_origin(hint) is tuple:
+            return self.numbers(word, get_args(hint))
+        if get_origin(hint) is Sequence:
+            return self.tokens(text)
+        return self.model(word) if hint is rules.Model else _refuse()
+
+    def numbers(self, word: str, types: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``low/high``."""
+        parts = word.split("/")
+        if types[1:] == (...,):
+            types = types[:1] * len(parts)
+        return tuple(kind(part) for kind, part in zip(types, parts, strict=True))
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """``[1/2/3]``."""
+        if not (text.startswith("[") and text.endswith("]")):
+            _refuse()
+        return tuple(int(part) for part in text[1:-1].split("/") if part)
+
+    def model(self, word: str) -> Otter:
+        """Opened by the caller's function."""
+        if self.load is None:
+            raise ConfigError(f"{self.where} names a model: give parse() a function that opens it (load=)")
+        return self.load(word)
+
+    def ensemble(self, text: str) -> Ensemble:
+        """A combination of labels."""
+        combined = _COMBINED.fullmatch(text)
+        combination: Any
+        combination, caution, inside = combined.groups() if combined else ("sum", None, text)
+        weights: dict[str, float] = {}
+        for member in _split(inside, "&", text):
+            label, *factor = (part.strip() for part in _split(member, "*", text))
+            if not label or len(factor) > 1 or _unquoted(label) in weights:
+                raise ConfigError(f"{self.where} is {text!r}, expected LABEL*WEIGHT&LABEL*WEIGHT..., each label once")
+            weights[_unquoted(label)] = self.number(factor[0]) if factor else 1.0
+        return Ensemble(weights, combination, 1.0 if caution is None else self.number(caution))
+
+    def number(self, text: str) -> float:
+        """A float."""
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{self.where}: {text!r} is no number") from None
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _split(text: str, separator: str, whole: str) -> list[str]:
+    """Parts between separators that stand outside quotes."""
+    if text.count('"') % 2:
+        raise ConfigError(f"guidance: a quote is open in {whole!r}")
+    hidden = _QUOTED.sub(lambda match: "\0" * len(match.group()), text)
+    ends = [*(match.start() for match in re.finditer(re.escape(separator), hidden)), len(text)]
+    return [text[begin:end] for begin, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+
+
+def _unquoted(text: str) -> str:
+    return _QUOTED.sub(lambda match: match.group(1).replace('""', '"'), text)
+
+
+def _is_ensemble(text: str) -> bool:
+    outside = _QUOTED.sub("", text)
+    return "*" in outside or "&" in outside or _COMBINED.fullmatch(text) is not None
+
+
+def _words_for(member: Any) -> str:
+    if get_origin(member) is Literal:
+        return f"one of {', '.join(map(str, get_args(member)))}"
+    if get_origin(member) is tuple:
+        return "numbers with / between them, such as 0/1"
+    if get_origin(member) is Sequence:
+        return "tokens such as [1/2/3]"
+    words = {
+        rules.Model: "a model file",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "text",
+        type(None): "none",
+    }
+    return words.get(member, "")
+
+
+def _wrapped(text: str, first: str, further: str | None = None) -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=further or first, break_on_hyphens=False)
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def _text_of(value: object, hint: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(float(value) if isinstance(value, float) else int(value)).replace("e+", "e")
+    if isinstance(value, tuple):
+        numbers = "/".join(_text_of(number, None) for number in value)
+        return f"[{numbers}]" if any(get_origin(member) is Sequence for member in members(hint)) else numbers
+    if isinstance(value, Ensemble):
+        return _ensemble_text(value)
+    return _quoted(value if isinstance(value, str) else str(getattr(value, "model_path", value)))
+
+
+def _ensemble_text(ensemble: Ensemble) -> str:
+    members = "&".join(f"{_quoted(label)}*{_text_of(weight, float)}" for label, weight in ensemble.weights.items())
+    if ensemble.combination == "sum":
+        return members
+    caution = f":{_text_of(ensemble.caution, float)}" if ensemble.combination == "cautious" else ""
+    return f"{ensemble.combination}{caution}({members})"
+
+
+def _quoted(text: str) -> str:
+    return text if _BARE.fullmatch(text) and text != "none" else '"' + text.replace('"', '""') + '"'
+
+
+def _override(guidance: Policy | Search, name: str, value: object, whole: Policy | Search) -> Policy | Search:
+    inner = wrapped_field(type(guidance))
+    changed: dict[str, Any]
+    if name in [field.name for field in rules.fields_of(type(guidance))]:
+        changed = {name: value}
+    elif inner:
+        changed = {inner: _override(getattr(guidance, inner), name, value, whole)}
+    else:
+        raise ConfigError(f"guidance {format(whole)}: there is no field {name!r}")
+    return dataclasses.replace(guidance, **changed)  # type: ignore[type-var]

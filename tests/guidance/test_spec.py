@@ -1,0 +1,283 @@
+"""Guidance in one line of text: every rule can be named, every wrong line is refused in one line that helps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+
+from otter_gguf.errors import ConfigError
+from otter_gguf.generation.call import sequences_needed
+from otter_gguf.guidance import ARGS, Contrast, Gated, rules, spec
+from otter_gguf.guidance.base import Candidates, Float32, Policy
+from otter_gguf.guidance.ensemble import Ensemble
+from tests.documents import DOCS
+
+EXAMPLES = {
+    "args": "args:weight=3.0,n_candidates=20,center=true",
+    "pargs": "pargs:weight=1.5,log_probabilities=false",
+    "rad": "rad:beta=30.0,low=-1.0,inverse=true",
+    "vocabulary": "vocabulary:order=bonus_first,clip=-1.0/1.0",
+    "gated": "gated:entropy=1.0,support=candidates+args:weight=3.0",
+    "contrast": 'contrast:prompt="Be rude, and loud.",weight=1.0',
+    "dexperts": "dexperts:expert=good.gguf,antiexpert=bad.gguf,top_p=0.95",
+    "threshold": "threshold:limit=-1.0,action=resample",
+    "cards": "cards:target=2.5,hard=true",
+    "best_of_n": "best_of_n:n=4",
+    "speculative_rejection": "speculative_rejection:alpha=0.25,pause=8",
+    "chunk_beam": "chunk_beam:width=3,chunk=20",
+}
+
+
+class Model:
+    """Something that was opened, as a policy sees it before decoding."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.model_path = text.partition("|")[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and other.model_path == self.model_path
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def parse(text: str) -> Any:
+    return spec.parse(text, Model)  # type: ignore[arg-type]
+
+
+def args(**fields: Any) -> ARGS:
+    return ARGS(**fields)
+
+
+# ---- what a line means ---------------------------------------------------------------------------------------------
+
+
+def test_plain_is_no_guidance() -> None:
+    assert spec.parse("plain") is None
+    assert spec.format(None) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("args", args()),
+        ("args:", args()),
+        (" args : weight = 3 , n_candidates = 5 ", args(weight=3.0, n_candidates=5)),
+        ("args:weight=-2e-1", args(weight=-0.2)),
+        ("args:center=true", args(center=True)),
+        ("args:label=harmless", args(label="harmless")),
+        ("args:label=none", args(label=None)),
+        ('args:label="none"', args(label="none")),
+        ('args:label="a,b+c"', args(label="a,b+c")),
+        ('args:label="a*b"', args(label="a*b")),
+        ('args:label="say ""no"""', args(label='say "no"')),
+        ("args:label=judge:kind", args(label="judge:kind")),
+        ("args:label=a*1.0&b*0.5", args(label=Ensemble({"a": 1.0, "b": 0.5}))),
+        ("args:label=a&b", args(label=Ensemble({"a": 1.0, "b": 1.0}))),
+        ("args:label=a*-1", args(label=Ensemble({"a": -1.0}))),
+        ('args:label="a&b"*2&c', args(label=Ensemble({"a&b": 2.0, "c": 1.0}))),
+        ("args:label=sum(a&b)", args(label=Ensemble({"a": 1.0, "b": 1.0}))),
+        ("args:label=mean(a*1&b*3)", args(label=Ensemble({"a": 1.0, "b": 3.0}, "mean"))),
+        ("args:label=min(a*1&b*1)", args(label=Ensemble({"a": 1.0, "b": 1.0}, "min"))),
+        ("args:label=cautious(a&b)", args(label=Ensemble({"a": 1.0, "b": 1.0}, "cautious"))),
+        ("args:label=cautious:0.5(a&b)", args(label=Ensemble({"a": 1.0, "b": 1.0}, "cautious", 0.5))),
+        ("contrast:prompt=[1/2/3]", Contrast(prompt=[1, 2, 3])),
+        ('contrast:prompt="[1/2/3]"', Contrast(prompt="[1/2/3]")),
+        ("contrast:prompt=Be rude.", Contrast(prompt="Be rude.")),
+        ("gated:entropy=1+args:weight=2", Gated(args(weight=2.0), entropy=1.0)),
+        (
+            "gated:probability=0.4+gated:entropy=1+args",
+            Gated(Gated(args(), entropy=1.0), probability=0.4),
+        ),
+    ],
+)
+def test_a_line_and_its_object(text: str, expected: object) -> None:
+    assert spec.parse(text) == expected
+    assert spec.parse(spec.format(expected)) == expected, "the round trip"
+
+
+def test_every_rule_has_an_example_here() -> None:
+    assert EXAMPLES.keys() == rules.NAMES.keys() == rules.registry().keys()
+
+
+@pytest.mark.parametrize("text", EXAMPLES.values(), ids=EXAMPLES)
+def test_every_rule_goes_there_and_back(text: str) -> None:
+    rule = parse(text)
+    assert spec.format(rule) == text
+    assert parse(spec.format(rule)) == rule
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_object_is_told_from_its_neighbour(name: str) -> None:
+    """A format that left options out would pass the round trip of defaults."""
+    rule = parse(EXAMPLES[name])
+    others = [parse(text) for other, text in EXAMPLES.items() if other != name]
+    assert all(rule != other for other in others)
+
+
+def test_models_are_opened_by_the_caller() -> None:
+    rule = parse("dexperts:expert=good.gguf|good.otter.gguf")
+    assert rule.expert.text == "good.gguf|good.otter.gguf"
+    assert rule.antiexpert is None
+    assert spec.model_files(rule.expert.text) == ("good.gguf", "good.otter.gguf")
+    assert spec.model_files("good.gguf") == ("good.gguf", None)
+    with pytest.raises(ConfigError, match=r"expert names a model.*load="):
+        spec.parse("dexperts:expert=good.gguf")
+
+
+def test_weights_of_any_size_go_there_and_back() -> None:
+    for weight in (1e300, 1e16, -1e-300, 0.1 + 0.2):
+        assert spec.parse(spec.format(args(weight=weight))) == args(weight=weight)
+        ensemble = args(label=Ensemble({"a+b": weight}))
+        assert spec.parse(spec.format(ensemble)) == ensemble
+
+
+def test_own_classes_are_shown_as_python_writes_them() -> None:
+    class Mine(Policy):
+        def scores(self, candidates: Candidates) -> Float32:
+            return candidates.logits
+
+        def __repr__(self) -> str:
+            return "Mine()"
+
+    assert spec.format(Mine()) == "Mine()"
+    assert spec.format(Gated(Mine2(), entropy=1.0)) == "gated:entropy=1.0+Mine2()"
+
+
+class Mine2(Policy):
+    n_candidates = 3
+
+    def scores(self, candidates: Candidates) -> Float32:
+        return candidates.logits
+
+    def __repr__(self) -> str:
+        return "Mine2()"
+
+
+# ---- what is wrong with a line -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "there is no ''; there are: plain, args"),
+        ("arg", "there is no 'arg'.*best_of_n"),
+        ("ARGS", "there is no 'ARGS'"),
+        ("plain:weight=1", "there is no 'plain'|plain"),
+        ("args:wait=3", "args: there is no field 'wait'; there are: weight, n_candidates"),
+        ("args:weight", "args: expected FIELD=VALUE, found 'weight'"),
+        ("args:weight=1,", "args: expected FIELD=VALUE, found ''"),
+        ("args:weight=1,weight=2", "weight is given twice"),
+        ("args:weight=much", "weight is 'much', expected a number"),
+        ("args:weight=1e+5", "5"),
+        ("args:weight=nan", "weight is nan, expected a finite number"),
+        ("args:n_candidates=1.5", "n_candidates is '1.5', expected a whole number"),
+        ("args:n_candidates=-1", "n_candidates is -1, expected a whole number of at least 1"),
+        ("args:center=1", "center is '1', expected true or false"),
+        ("vocabulary:order=last", "order is 'last', expected one of cut_first, bonus_first"),
+        ("vocabulary:clip=1", "clip is '1', expected numbers with / between them"),
+        ("vocabulary:clip=0/1/2", "clip is '0/1/2'"),
+        ("vocabulary:clip=low/high", "clip is 'low/high'"),
+        ("contrast:prompt=[1/x]", "there is no|prompt"),
+        ('args:label="open', "a quote is open"),
+        ("args:label=a*b*1", "expected LABEL"),
+        ("args:label=a&a", "each label once"),
+        ("args:label=&a", "expected LABEL"),
+        ("args:label=a*much", "'much' is no number"),
+        ("args:label=mean(a*1&b*-1)", "sum to 0"),
+        ("args+args", "args: nothing can follow with .*gated"),
+        ("best_of_n+args", "best_of_n: nothing can follow"),
+        ("gated:entropy=1", "gated: needs a token-level rule"),
+        ("gated:entropy=1+plain", "gated: needs a token-level rule"),
+        ("gated:entropy=1+best_of_n", "gated: needs a token-level rule"),
+        ("gated+args", "neither entropy nor probability"),
+        ("gated:policy=args+args", "there is no field 'policy'"),
+        ("threshold", "needs limit="),
+    ],
+)
+def test_wrong_lines(text: str, words: str) -> None:
+    if text == "contrast:prompt=[1/x]":  # a text may look like tokens
+        assert spec.parse(text) == Contrast(prompt="[1/x]")
+        return
+    with pytest.raises(ConfigError, match=words) as caught:
+        spec.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+# ---- changing a field, sequences, help -----------------------------------------------------------------------------
+
+
+def test_override_reaches_the_wrapped_rule() -> None:
+    rule = spec.parse("gated:entropy=1+args")
+    assert rule is not None
+    changed = spec.override(spec.override(rule, "weight", 3.0), "entropy", 2.0)
+    assert changed == Gated(args(weight=3.0), entropy=2.0)
+    with pytest.raises(ConfigError, match=r"gated:entropy=1.0\+args.*no field 'beta'"):
+        spec.override(rule, "beta", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "one", "three"),
+    [
+        ("plain", 1, 3),
+        ("args:n_candidates=7", 7, 21),
+        ("args:weight=0", 1, 3),
+        ("gated:entropy=1+args:n_candidates=7", 7, 21),
+        ("vocabulary", 1, 3),
+        ("contrast:prompt=x", 2, 6),
+        ("dexperts:expert=x.gguf", 1, 3),
+    ],
+)
+def test_sequences_needed(text: str, one: int, three: int) -> None:
+    assert sequences_needed(parse(text)) == one
+    assert sequences_needed(parse(text), 3) == three
+
+
+def test_the_help_names_all_there_is() -> None:
+    text = spec.describe()
+    assert max(map(len, text.splitlines())) <= 120
+    for name, rule in rules.registry().items():
+        assert re.search(rf"^{name}\b", text, re.MULTILINE)
+        for field in rules.fields_of(rule):
+            assert f"      {field.name}=" in text
+            assert rules.field_meanings(rule)[field.name]
+    assert "weight=1.0" in text
+    assert "limit=..." in text
+
+
+# ---- docs/guidance.md ----------------------------------------------------------------------------------------------
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Option and default of each rule, by the page: a section's title ends with the rule's name in code."""
+    found: dict[str, dict[str, str]] = {}
+    name = ""
+    for line in (DOCS / "guidance.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            title = re.search(r"`(\w+)`$", line)
+            name = title.group(1) if title else ""
+        row = re.match(r"\| `(\w+)` \| ([^|]*) \|", line)
+        if row and name:
+            found.setdefault(name, {})[row.group(1)] = row.group(2).strip().strip("`")
+    return found
+
+
+def test_the_page_lists_the_options_there_are() -> None:
+    found = tables()
+    assert list(found) == list(rules.NAMES)
+    for name, rule in rules.registry().items():
+        fields = {field.name: spec.default_text(field) for field in rules.fields_of(rule)}
+        assert found[name] == fields, name
+
+
+def test_the_lines_of_the_page_can_be_typed() -> None:
+    text = (DOCS / "guidance.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if " -g " in line]
+    typed = [words[words.index("-g") + 1] for words in map(shlex.split, lines)]
+    assert len(typed) >= 6
+    assert "help" in typed
+    for rule in typed:
+        assert rule == "help" or parse(rule) is not None

@@ -1,0 +1,73 @@
+"""What tests send into an isolated process: callbacks that stand for a file which makes llama.cpp crash, hang or err."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+
+def read_address_zero(tokens: list[int], logits: Float32) -> Float32:
+    """SIGSEGV."""
+    ctypes.string_at(0)
+    return logits
+
+
+def abort(tokens: list[int], logits: Float32) -> Float32:
+    """What a failed assertion of ggml does: a line on stderr, SIGABRT."""
+    os.write(2, b"some.c:12: GGML_ASSERT(\x1b[2Jfalse) failed\n")
+    os.abort()
+
+
+def leave(tokens: list[int], logits: Float32) -> Float32:
+    """End with a code."""
+    os._exit(3)
+
+
+def divide(tokens: list[int], logits: Float32) -> Float32:
+    """An exception of Python's."""
+    return logits / np.float32(len(tokens) // 0)
+
+
+def slow(tokens: list[int], logits: Float32) -> Float32:
+    """50 ms a token."""
+    time.sleep(0.05)
+    return logits
+
+
+def deaf(tokens: list[int], logits: Float32) -> Float32:
+    """Hangs, and hears no Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(60)
+    return logits
+
+
+def hang_with_lock(tokens: list[int], logits: Float32) -> Float32:
+    """Hangs in native code that keeps the interpreter's lock."""
+    ctypes.PyDLL(None).pause()
+    return logits
+
+
+def first_vowel(tokens: list[int], logits: Float32) -> Float32:
+    """A harmless one: only the token 97 is left."""
+    only = np.full_like(logits, -np.inf)
+    only[97] = 0
+    return only
+
+
+class Bomb:
+    """Crashes the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.abort, ()
+
+    def __bool__(self) -> bool:
+        return False
