@@ -39,8 +39,16 @@ def test_nothing_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("words", DEMO, ids=" ".join)
-def test_command_on_the_demo_model(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    quick = {"bench": ["-n", "8", "-p", "16", "-r", "1"], "verify": ["--logits", "100000"], "run": ["-n", "16"]}
+def test_command_on_the_demo_model(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # eval leaves a folder
+    quick = {
+        "bench": ["-n", "8", "-p", "16", "-r", "1"],
+        "eval": ["--n-prompts", "2", "--seeds", "1", "-n", "4"],
+        "run": ["-n", "16"],
+        "verify": ["--logits", "100000"],
+    }
     threads = [] if words[0] == "info" else ["-t", "1"]
     assert cli.main([*words, *threads, *quick.get(words[0], [])]) == 0
     assert capsys.readouterr().out.strip()

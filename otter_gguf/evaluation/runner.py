@@ -180,9 +180,9 @@ def _generate(
 
 
 def count_steps(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The step counts of a :class:`Generation` from the records of one text; {} where no single token was guided (as in
-    searches, which judge segments or whole texts)."""
-    tokens = [record for record in records if record["kind"] == "token"]
+    """The step counts of a :class:`Generation` from the records of one text; {} where they are not a policy's (searches
+    record segments, whole texts, or the tokens that they refused)."""
+    tokens = [record for record in records if record["kind"] == "token" and "guided" in record]
     guided = [record for record in tokens if record["guided"]]
     if len(tokens) < len(records) or not tokens:
         return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -200,9 +200,7 @@ class Guided:
         def scores(head: str | None, tokens: Int32 | None) -> Float32:
             return self.lanes.context.vocabulary_scores(heads.index(head) if head else 0, lane.row, tokens)
 
-        # The candidates' batch overwrites the row before scores() looks at it; a copy is a thousandth of that batch.
-        logits = lane.logits.copy() if Signal.VALUE in self.policy.signal() else lane.logits
-        return State(logits, lane.rewards, len(text.tokens), scores if heads else None)
+        return State(lane.logits, lane.rewards, len(text.tokens), scores if heads else None)
 
     def _choose(self, choice: _Choice) -> None:
         """Let llama.cpp's samplers choose by the policy's scores, or by the logits where the step is not guided."""
@@ -257,7 +255,7 @@ class Guided:
             waiting = [choice for choice in waiting if choice.text.ended is None]
         for choice in waiting:
             rewards = np.concatenate(parts[choice.index], axis=1)
-            choice.candidates = _with_rewards(choice.candidates, rewards)
+            choice.candidates = replace(choice.candidates, rewards=rewards)
             self._choose(choice)
         for model in self.models:
             model.settle({choice.index: choice.winner for choice in waiting})
@@ -310,18 +308,6 @@ class Guided:
 
 
 _NOTHING = np.empty(0, np.float32)
-
-
-def _with_rewards(candidates: Candidates, rewards: Float32) -> Candidates:
-    return Candidates(
-        candidates.tokens,
-        candidates.logits,
-        candidates.labels,
-        rewards,
-        candidates.vocabulary,
-        candidates.followers,
-        candidates.state,
-    )
 
 
 def _record(choice: _Choice, policy: Policy) -> Record:

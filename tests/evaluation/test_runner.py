@@ -18,7 +18,7 @@ from otter_gguf.evaluation.memory import memory_of, open_measured
 from otter_gguf.evaluation.runner import PLAIN, Arm, Engine, Opened, count_steps, run_arms
 from otter_gguf.evaluation.store import Generation, Store
 from otter_gguf.gguf.merge import merge
-from otter_gguf.guidance import Gated
+from otter_gguf.guidance import Gated, spec
 from otter_gguf.options import LoadOptions
 from tests.synthetic_models import pair
 
@@ -108,7 +108,15 @@ def test_shares_of_guided_steps_come_from_the_records() -> None:
     assert count_steps(records) == {"steps": 3, "guided_steps": 2, "changed_steps": 1}
     assert count_steps([record(True, [None, 1.0])])["changed_steps"] == 1  # the favourite is ruled out
     assert count_steps([*records, {"kind": "segment"}]) == {}
+    assert count_steps([{"kind": "token", "step": 3, "candidates": [5], "choice": None}]) == {}  # a threshold's
     assert count_steps([]) == {}
+
+
+def test_every_kind_of_search_can_be_evaluated() -> None:
+    searches = ("threshold:limit=0.0,action=resample", "cards:target=1.0,max_tries=1", "best_of_n:n=2", "chunk_beam:chunk=2")
+    results = evaluate(plan(policies={text: spec.parse(text) for text in searches}))
+    assert {arm.cost.guided_share for arm in results.arms} == {None}
+    assert [arm.name for arm in results.arms] == [PLAIN, *searches]
 
 
 def test_a_gate_lowers_the_share_of_guided_steps() -> None:
