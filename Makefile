@@ -10,6 +10,7 @@ VENV       ?= .venv
 TORCH      ?= torch==2.13.0
 CMAKE_ARGS ?=
 PYTEST     ?=
+FUZZ       ?=
 # The interpreter of `make native`: one with pybind11. Default: the virtual environment.
 NATIVE_PYTHON ?=
 
@@ -24,7 +25,7 @@ CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint native clean distclean
+.PHONY: help demo test test-slow fuzz lint native clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test: lint ## all checks and tests but the slow ones
 
 test-slow: $(VENV)/.test ## the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
+	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	$(BIN)/ruff check .

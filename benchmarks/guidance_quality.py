@@ -160,12 +160,13 @@ Written by `python -m benchmarks.guidance_quality --document docs/guidance.md`; 
 ![Judge and cost, judge and weight, rewards of tokens](images/guidance-quality.svg)
 
 The demo model: {prompts} prompts, {seeds} seeds, {tokens} tokens each (end of text forbidden, so that all are as long),
-temperature {temperature:g}; plain decoding draws from its {top_k} best tokens. **Judge**: mean of the demo's judge, -1 to 1, which counts words and
-knows nothing of rewards ([demo.md](demo.md)); difference from plain decoding: mean of the prompts' differences (each of its seeds' mean) ± standard
-error. Coherence and diversity by ARGS's definitions ([evaluation.md](evaluation.md)), here as differences from plain
-decoding's {coherence} and {diversity}; perplexity under the base. Guided: share of steps; tokens fed: a token of text, by all
-models together; time: times plain decoding's, on one core, where the demo's arithmetic costs more than its weights'
-way from memory: see [benchmarks.md](benchmarks.md) for a model of 1 billion.
+temperature {temperature:g}; plain decoding draws from its {top_k} best tokens. **Judge**: mean of the demo's judge, -1 to 1,
+which counts words and knows nothing of rewards ([demo.md](demo.md)). Differences are taken from plain decoding prompt by
+prompt, after the mean over its seeds, ± standard error over prompts. Coherence and diversity by ARGS's definitions
+([evaluation.md](evaluation.md)), as differences from plain decoding's {coherence} and {diversity}; perplexity under the
+base. Guided: share of steps. Tokens fed: for a token of text, by all models together. Time: times plain decoding's, on
+one core, where this small model waits for arithmetic; a model of a billion parameters is in
+[benchmarks.md](benchmarks.md).
 
 {table}
 

@@ -1,4 +1,4 @@
-"""What tests send into an isolated process: callbacks that stand for a file which makes llama.cpp crash, hang or err."""
+"""What tests send into an isolated process: callbacks that stand for a file on which llama.cpp crashes or hangs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leave(tokens: list[int], logits: Float32) -> Float32:
 
 def divide(tokens: list[int], logits: Float32) -> Float32:
     """An exception of Python's."""
-    return logits / np.float32(len(tokens) // 0)
+    raise ZeroDivisionError(f"{len(tokens)} tokens by nothing")
 
 
 def slow(tokens: list[int], logits: Float32) -> Float32:

@@ -22,6 +22,7 @@ VERBS = (
     "merge",
     "split",
     "verify",
+    "check",
     "info",
     "run",
     "score",

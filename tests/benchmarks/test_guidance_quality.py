@@ -23,7 +23,11 @@ def test_every_policy_can_be_parsed() -> None:
 def test_the_page_has_a_row_for_each() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     section = text[text.index(guidance_quality.HEADING) :]
-    names = ["plain", *guidance_quality.POLICIES, *(f"{line} (second model)" for line in guidance_quality.SECOND_POLICIES)]
+    names = [
+        "plain",
+        *guidance_quality.POLICIES,
+        *(f"{line} (second model)" for line in guidance_quality.SECOND_POLICIES),
+    ]
     assert [name for name in names if f"| `{name}` " not in section] == []
 
 

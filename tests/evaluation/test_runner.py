@@ -113,7 +113,12 @@ def test_shares_of_guided_steps_come_from_the_records() -> None:
 
 
 def test_every_kind_of_search_can_be_evaluated() -> None:
-    searches = ("threshold:limit=0.0,action=resample", "cards:target=1.0,max_tries=1", "best_of_n:n=2", "chunk_beam:chunk=2")
+    searches = (
+        "threshold:limit=0.0,action=resample",
+        "cards:target=1.0,max_tries=1",
+        "best_of_n:n=2",
+        "chunk_beam:chunk=2",
+    )
     results = evaluate(plan(policies={text: spec.parse(text) for text in searches}))
     assert {arm.cost.guided_share for arm in results.arms} == {None}
     assert [arm.name for arm in results.arms] == [PLAIN, *searches]

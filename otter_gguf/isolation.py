@@ -1,0 +1,414 @@
+"""A model in a process of its own: whatever a stranger's file does to llama.cpp there, it is an exception here.
+
+Every call runs as a whole in the child process, guidance and callbacks included: they are sent there, so what they are
+made of must stand in a module that can be imported, and what they change stays there. Nothing that comes back is
+unpickled. It is no sandbox: the child may do what its user may (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ._logging import set_verbose
+from ._wire import BrokenWireError, read_answer, write_question
+from .config import InsertionConfig
+from .errors import ConfigError, EngineError, OtterError
+from .generation import Step
+from .model import Otter, Prompts
+from .options import LoadOptions, SamplingOptions, takes
+from .scoring import Score
+from .state import ContextState
+from .text import terminal_safe
+
+_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf._isolated import main; "
+_PATIENCE = 5.0
+"""Seconds that a call has to end after Ctrl-C, and the process after its last model was closed."""
+_MAX_WORDS = 400
+_LOWER_LEVEL = ("model", "context", "lanes")
+
+Answer = tuple[Any, Exception | None]
+
+_logger = logging.getLogger("otter_gguf.isolated")
+
+
+def open_model(model_path: str | Path, *, isolate: bool = False, **options: Any) -> Otter:
+    """:class:`otter_gguf.Otter`, or with ``isolate`` an :class:`IsolatedOtter`; ``options`` are those of both."""
+    return IsolatedOtter(model_path, **options) if isolate else Otter(model_path, **options)
+
+
+class IsolatedOtter(Otter):
+    """An :class:`otter_gguf.Otter` that lives in a child process.
+
+    Same arguments, methods, results and errors. A crash there is an ``EngineError`` that names the signal; the object
+    is of no use then, this process is as before. The lower level (``model``, ``context``, ``lanes``) is not reachable.
+
+    Args:
+        beside: Another isolated model, whose process is shared: so that it can be a ``reward_model`` of this one, or
+            part of its guidance, or the other way round. A crash ends all models of a process.
+    """
+
+    @takes(LoadOptions)
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        otter: str | Path | None = None,
+        seed: int = -1,
+        verbose: bool = False,
+        beside: Otter | None = None,
+        **options: Any,
+    ) -> None:
+        self.options = LoadOptions(**options)
+        SamplingOptions(seed=seed)
+        set_verbose(verbose)
+        if beside is not None and not isinstance(beside, IsolatedOtter):
+            raise ConfigError("beside: expected an isolated model, this one lives in this process")
+        self.seed = seed
+        self._process = _Process(str(model_path)) if beside is None else beside._process
+        with self._process.opening():
+            arguments = {"otter": None if otter is None else str(otter), "seed": seed, "verbose": verbose, **options}
+            facts = self._process.ask("open", str(model_path), arguments)
+        self._take(facts)
+
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        self.model_path = facts["model_path"]
+        self.metadata = facts["metadata"]
+        self.insertion = InsertionConfig.from_dict(facts["insertion"]) if facts["insertion"] else None
+        self._n_ctx = facts["n_ctx"]
+        self._facts = facts
+        self._open = True
+
+    # ---- what it is --------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Of the process in which the model lives."""
+        return self._process.pid
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self._facts["n_vocab"])
+
+    @property
+    def n_rewards(self) -> int:
+        return int(self._facts["n_rewards"])
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._facts["has_chat_template"])
+
+    @property
+    def last_rewards(self) -> list[float]:
+        return list(self._ask("get", "last_rewards"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _LOWER_LEVEL:
+            raise ConfigError(
+                f"the {name} of an isolated model is in another process: open the model without isolation"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __enter__(self) -> IsolatedOtter:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Isolated{self._facts['text']}"
+
+    # ---- methods: each runs there as a whole -------------------------------------------------------------------
+
+    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        return list(self._call("tokenize", text, add_bos, special))
+
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        return bytes(self._call("detokenize", tokens, special))
+
+    def create_completion(self, prompt: Prompts, **options: Any) -> Any:
+        return self._call("create_completion", prompt, **options)
+
+    __call__ = create_completion
+
+    def create_chat_completion(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        return self._call("create_chat_completion", messages, **options)
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return list(self._call("tokenize_chat", messages))
+
+    def generate(self, tokens: Sequence[int], **options: Any) -> Iterator[Step]:
+        return iter(self._call("generate", tokens, **options))
+
+    def save_state(self) -> ContextState:
+        state: ContextState = self._call("save_state")
+        return state
+
+    def load_state(self, state: ContextState) -> None:
+        self._call("load_state", state)
+
+    def score(self, prompt: str | Sequence[int], response: str | Sequence[int] | None = None) -> Score:
+        score: Score = self._call("score", prompt, response)
+        return score
+
+    def close(self) -> None:
+        """Free the model; the process ends with its last one. Idempotent."""
+        if self._open:
+            self._open = False
+            self._process.forget(self._facts["number"])
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, *args: Any, **options: Any) -> Any:
+        answer = self._ask("call", name, args, options)
+        return _Items(self._process, answer["iterator"]) if "iterator" in answer else answer["value"]
+
+    def _ask(self, verb: str, *arguments: Any) -> Any:
+        if not self._open:
+            raise EngineError(f"{self.model_path}: the model is closed")
+        return self._process.ask(verb, self._facts["number"], *arguments)
+
+    def __reduce__(self) -> str:
+        raise TypeError("an isolated model cannot be sent to another process")
+
+
+for _name in ("create_completion", "create_chat_completion", "generate"):
+    vars(IsolatedOtter)[_name].__signature__ = inspect.signature(getattr(Otter, _name))
+
+
+class _Items(Iterator[Any]):
+    """An iterator there, asked for one item at a time."""
+
+    def __init__(self, process: _Process, number: int) -> None:
+        self._process = process
+        self._number: int | None = number
+
+    def __next__(self) -> Any:
+        items = [] if self._number is None else self._process.ask("next", self._number)
+        if not items:
+            self.close()
+            raise StopIteration
+        return items[0]
+
+    def close(self) -> None:
+        """End it early."""
+        if self._number is not None:
+            self._process.dropped.append(self._number)
+            self._number = None
+
+    __del__ = close
+
+
+class _Process:
+    """The child process, and whose turn it is to ask it."""
+
+    def __init__(self, first: str) -> None:
+        self.path = first
+        """Of its first model: how the process is called in messages."""
+        self.dropped: list[int] = []
+        """Iterators that nobody asks for any more; told with the next question."""
+        self._owner = os.getpid()
+        self._n_models = 0
+        self._turn = threading.Lock()
+        ours, theirs = socket.socketpair()
+        life, self._life = os.pipe()
+        with ours, theirs, open(life, "rb"):
+            self._channel = _Channel(_start(theirs.fileno(), life))
+            self._channel.begin(ours.makefile("rwb"))
+        self.pid = self._channel.popen.pid
+        self._end = weakref.finalize(self, _end, self._channel, self._life, self._owner)
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Around the loading of a model; the process ends if it fails and there is no other."""
+        self._n_models += 1
+        try:
+            yield
+        except BaseException:
+            self._leave()
+            raise
+
+    def forget(self, number: int) -> None:
+        """Close a model; the last one ends the process."""
+        if self._n_models > 1 and self._end.alive:
+            with contextlib.suppress(OtterError):  # it may be gone by itself
+                self.ask("close", number)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._n_models -= 1
+        if self._n_models == 0:
+            self._end()
+
+    def ask(self, verb: str, *arguments: Any) -> Any:
+        """The answer; what was raised there is raised here. ``EngineError`` if the process is gone."""
+        if os.getpid() != self._owner:
+            raise EngineError(f"{self.path}: isolated by another process than this one: open it here")
+        if not self._turn.acquire(blocking=False):
+            raise EngineError(
+                "this isolated process is in use by another thread: give each thread a process of its own"
+            )
+        try:
+            answer = self._channel.exchange(self._pickled(verb, arguments))
+        finally:
+            self._turn.release()
+        if answer is None:
+            raise EngineError(self._obituary(verb, arguments))
+        value, error = answer
+        if error is not None:
+            raise error
+        return value
+
+    def _pickled(self, verb: str, arguments: tuple[Any, ...]) -> bytes:
+        stream = io.BytesIO()
+        dropped = list(self.dropped)
+        try:
+            _Pickler(stream, self).dump((verb, dropped, arguments))
+        except OtterError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"an argument cannot be sent to the isolated process: {error}") from None
+        del self.dropped[: len(dropped)]
+        return stream.getvalue()
+
+    def _obituary(self, verb: str, arguments: tuple[Any, ...]) -> str:
+        """How it ended."""
+        how, words = self._channel.end()
+        path = arguments[0] if verb == "open" else self.path
+        doing = "while loading" if verb == "open" else f"in {arguments[1]}" if verb == "call" else "in a call"
+        return f"{path}: the isolated process ended {how} {doing}{words}; open the model again to go on"
+
+
+def _start(channel: int, life: int) -> subprocess.Popen[str]:
+    """Its standard output is ours, its standard error comes through a pipe, and Ctrl-C by :meth:`_Channel.exchange`."""
+    command = [sys.executable, "-c", f"{_BEGIN}main({channel}, {life})", json.dumps(list(map(str, sys.path)))]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # no debugger is to be attached to what crashes
+        pass_fds=(channel, life),
+        start_new_session=True,
+    )
+
+
+def _end(channel: _Channel, life: int, owner: int) -> None:
+    """End the process and bury it; called when nobody needs it any more, at the latest when Python ends."""
+    os.close(life)
+    if os.getpid() == owner:  # not in a copy of this process
+        channel.questions.put(None)
+        channel.popen.kill()
+        channel.popen.wait()
+
+
+class _Channel:
+    """One conversation, with two threads that know nothing of the object that users hold, so that it can go."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
+        self.questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answered = threading.Event()
+        self._answer: Answer | None = None
+        self._last_words = ""
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+
+    def begin(self, stream: io.BufferedRWPair) -> None:
+        """Start the threads."""
+        self._listener.start()
+        threading.Thread(target=self._converse, args=(stream,), daemon=True).start()
+
+    def exchange(self, question: bytes) -> Answer | None:
+        """The answer; None if the process ended. Ctrl-C ends the call there first, so that the next one can follow."""
+        self._answered.clear()
+        try:
+            self.questions.put(question)
+            self._answered.wait()
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
+        return self._answer
+
+    def end(self) -> tuple[str, str]:
+        """How the process ended, and its last words in brackets."""
+        code = self.popen.wait()
+        self._listener.join(_PATIENCE)
+        how = f"by {_signal_name(-code)}" if code < 0 else f"with code {code}"
+        return how, f" ({self._last_words})" if self._last_words else ""
+
+    def _interrupt(self) -> None:
+        try:
+            for _ in range(int(_PATIENCE / 0.1)):
+                self.popen.send_signal(signal.SIGINT)
+                if self._answered.wait(0.1):
+                    return
+        finally:
+            if not self._answered.is_set():
+                self.popen.kill()
+
+    def _converse(self, stream: io.BufferedRWPair) -> None:
+        """Questions and answers, apart from the main thread, which Ctrl-C may stop anywhere."""
+        with contextlib.suppress(OSError), stream:
+            while (question := self.questions.get()) is not None:
+                try:
+                    write_question(stream, question)
+                    self._answer = read_answer(stream)
+                except (BrokenWireError, OSError, ValueError):
+                    self._answer = None
+                    self._bury()
+                self._answered.set()
+
+    def _bury(self) -> None:
+        """Of a process that is ending, or has to."""
+        try:
+            self.popen.wait(1)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+    def _listen(self) -> None:
+        """Pass on what it says on stderr; when it ends, no zombie is left."""
+        assert self.popen.stderr is not None
+        with self.popen.stderr as lines:
+            for line in lines:
+                if words := terminal_safe(line.strip())[:_MAX_WORDS]:
+                    self._last_words = words
+                    _logger.warning("%s", words)
+        self.popen.wait()
+
+
+class _Pickler(pickle.Pickler):
+    """Names models that live in the child instead of sending them."""
+
+    def __init__(self, stream: BinaryIO, process: _Process) -> None:
+        super().__init__(stream)
+        self._process = process
+
+    def persistent_id(self, value: object) -> int | None:
+        if not isinstance(value, Otter):
+            return None
+        if not isinstance(value, IsolatedOtter) or value._process is not self._process:
+            raise ConfigError(
+                f"{value.model_path}: lives in another process than the isolated model: open it with beside=that model"
+            )
+        return int(value._facts["number"])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
