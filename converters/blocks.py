@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from otter_gguf import _native
+from otter_gguf import _native, architectures
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.writer import progress_bar
 
-from . import architectures
 from .checkpoint import Checkpoint, Float32
 from .recipes import row_ranges, unpermute_rows
 from .widened_layout import EMBEDDING, MARK, OUTPUT, Widened, widened_tensors
@@ -129,6 +128,8 @@ _GGUF_MODULES = {
     "k_proj": "attn_k",
     "v_proj": "attn_v",
     "o_proj": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
@@ -140,7 +141,7 @@ def _gguf_name(name: str) -> str:
     """llama.cpp's name of a base tensor."""
     parts = name.split(".")
     layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
-    return f"{layer}{_GGUF_MODULES[parts[-2]]}.weight"
+    return f"{layer}{_GGUF_MODULES[parts[-2]]}.{parts[-1]}"
 
 
 # ---- checking --------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def _check_zero_rows(checkpoint: Checkpoint, name: str, first: int, shape: tuple
 
 def _permuted_head_size(name: str, config: InsertionConfig) -> int:
     rotated = name.split(".")[-2] in ("q_proj", "k_proj")
-    interleaved = architectures.get(config.base.architecture).interleaved_rope
+    interleaved = architectures.of_gguf(config.base.architecture)[0].interleaved_rope
     return config.base.head_dim if rotated and interleaved else 0
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otter_gguf import _native
+from otter_gguf import _native, architectures
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.gguf import keys
 from otter_gguf.gguf.sidecar import expected_tensors, stays_float32
 from otter_gguf.gguf.writer import TensorPlan
 
-from . import architectures
 from .checkpoint import Float32, TensorSource
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
@@ -44,7 +43,7 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     """The parts of every tensor of a sidecar (keys as in ``expected_tensors``), stacked in this order."""
     base, width = config.base, config.width
     state, n = base.n_embd + width, base.head_dim
-    rope = n if architectures.get(base.architecture).interleaved_rope else 0
+    rope = n if architectures.of_gguf(base.architecture)[0].interleaved_rope else 0
     made: dict[str, tuple[Part, ...]] = {
         keys.TOKEN_EMBD: (Part("model.embed_tokens.otter.weight", (base.n_vocab, width)),),
         keys.OUTPUT_NORM: (Part("model.norm.otter.weight", (width,)),),

@@ -115,6 +115,8 @@ def _adapter_shapes(config: InsertionConfig, tensors: Mapping[str, Widened]) -> 
         if name == OUTPUT or module in passive or not config.width:
             continue
         added = tuple(whole - part for whole, part in zip(tensor.shape, tensor.original, strict=True))
+        if name.endswith(".bias") or not any(added):  # nothing of it is inserted
+            continue
         if name == EMBEDDING:
             shape: tuple[int, ...] = (tensor.shape[0], added[1])
         else:

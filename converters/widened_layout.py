@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from otter_gguf import architectures
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
 
-from . import architectures
 from .adapter import insertion_from
 from .checkpoint import read_json
 
@@ -23,10 +23,14 @@ def read_widened_config(folder: Path) -> tuple[InsertionConfig, str]:
     data = read_json(path)
     otter = data.get("otter")
     config = insertion_from(otter.get("insertion") if isinstance(otter, dict) else None, path)
-    architecture = architectures.get(config.base.architecture)
-    if not set(data.get("architectures") or ()) & set(architecture.hf_classes):
-        wanted = " or ".join(architecture.hf_classes)
+    known = architectures.of_gguf(config.base.architecture)
+    classes = [architecture.model_class for architecture in known]
+    if not set(data.get("architectures") or ()) & set(classes):
+        wanted = " or ".join(classes)
         raise UnsupportedError(f"{path}: architectures is {data.get('architectures')}, expected {wanted}")
+    refused = [architecture.not_widened for architecture in known if architecture.not_widened]
+    if refused:
+        raise UnsupportedError(f"{path}: there is no widened checkpoint of a {' or '.join(classes)}: {refused[0]}")
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedError(f"{path}: a widened checkpoint with biases is not supported")
     if len(set(config.n_head_kv)) > 1 or len(set(config.n_ff)) > 1:
@@ -77,6 +81,7 @@ def widened_tensors(config: InsertionConfig) -> dict[str, Widened]:
     query, wide_query = n * base.n_head, n * (base.n_head + config.n_query_heads(0))
     key, wide_key = n * base.n_head_kv, n * (base.n_head_kv + n_kv)
     norm = Widened((wide,), (d,), zero_right=False)
+    attention = architectures.of_gguf(base.architecture)[0].attention
     tensors = {EMBEDDING: Widened((base.n_vocab, wide), (base.n_vocab, d), zero_right=False)}
     for layer in range(base.n_layer):
         prefix = f"model.layers.{layer}"
@@ -91,6 +96,13 @@ def widened_tensors(config: InsertionConfig) -> dict[str, Widened]:
             f"{prefix}.mlp.up_proj.weight": Widened((f + n_ff, wide), (f, d)),
             f"{prefix}.mlp.down_proj.weight": Widened((wide, f + n_ff), (d, f), zero_below=not n_ff),
         }
+        if attention.input_bias:
+            tensors |= {
+                f"{prefix}.self_attn.q_proj.bias": Widened((wide_query,), (query,)),
+                f"{prefix}.self_attn.k_proj.bias": Widened((wide_key,), (key,)),
+                f"{prefix}.self_attn.v_proj.bias": Widened((wide_key,), (key,)),
+            }
+        tensors |= {f"{prefix}.{path}.weight": Widened((n,), (n,)) for path in attention.head_norms}
     tensors["model.norm.weight"] = norm
     tensors[OUTPUT] = Widened((base.n_vocab, wide), (base.n_vocab, d))
     return tensors

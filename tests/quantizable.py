@@ -14,18 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import synthetic
+from benchmarks.weight_types import CONFIG, GEOMETRY
 from otter_gguf import _native
-from otter_gguf.config import BaseGeometry, InsertionConfig
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.writer import write_gguf
 from otter_gguf.quantization import QuantizeOptions, quantize
 from tests.gguf.toy_files import copied_tensor, float_tensor
 
-Float32 = npt.NDArray[np.float32]
+__all__ = ["CONFIG", "GEOMETRY"]
 
-GEOMETRY = synthetic.Geometry(BaseGeometry("llama", 2, 256, 4, 2, 64, 256, 320), False, 512, 10000.0, 0.0)
-CONFIG = InsertionConfig.uniform(GEOMETRY.base, 256, 2, 256)
+Float32 = npt.NDArray[np.float32]
 
 
 @functools.cache
@@ -48,10 +47,11 @@ def base(type: str = "F32", *, pure: bool = False) -> Path:
     return path
 
 
-@functools.cache
 def sidecar(type: str = "F32") -> Path:
     """Its sidecar, quantized unless it is F32."""
     path = folder() / f"{type}.otter.gguf"
+    if path.exists():
+        return path
     if type == "F32":
         synthetic.write_sidecar(path, base(), CONFIG, "F32", 0)
     else:
@@ -66,22 +66,23 @@ def merged() -> Path:
     return folder() / "merged.gguf"
 
 
-@functools.cache
-def shards(type: str = "F32", count: int = 2) -> Path:
-    """The base in several files as gguf-split writes them; the first of them."""
+def shards(type: str = "F32") -> Path:
+    """The base in two files as gguf-split writes them; the first of them."""
+    count = 2
+    first, second = (folder() / f"{type}-{number:05d}-of-{count:05d}.gguf" for number in (1, 2))
+    if second.exists():
+        return first
     with _native.GgufFile(str(base(type))) as file:
-        for number in range(count):
+        half = len(file.tensors) // 2
+        for number, (path, tensors) in enumerate(((first, file.tensors[:half]), (second, file.tensors[half:]))):
             entries = [KeyValue(key, file.key_type(key), file.value(key)) for key in file.keys] if number == 0 else []
             entries += [
                 KeyValue("split.no", "u16", number),
                 KeyValue("split.count", "u16", count),
                 KeyValue("split.tensors.count", "i32", len(file.tensors)),
             ]
-            size = -(-len(file.tensors) // count)
-            tensors = file.tensors[number * size : (number + 1) * size]
-            plans = [copied_tensor(file, tensor) for tensor in tensors]
-            write_gguf(folder() / f"{type}-{number + 1:05d}-of-{count:05d}.gguf", entries, plans)
-    return folder() / f"{type}-00001-of-{count:05d}.gguf"
+            write_gguf(path, entries, [copied_tensor(file, tensor) for tensor in tensors])
+    return first
 
 
 def types(path: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_nothing_is_left_out() -> None:
     assert len(lines) == len(commands("make")) + len(commands("pip")) + len(commands("otter-gguf"))
     assert programs == {"make", "pip", "otter-gguf"}
     assert len(DEMO) >= 5
-    assert [words[0] for words in OWN] == ["train", "convert", "convert", "check", "run"]
+    assert [words[0] for words in OWN] == ["train", "convert", "convert", "quantize", "check", "run"]
 
 
 @pytest.mark.parametrize("words", DEMO, ids=" ".join)

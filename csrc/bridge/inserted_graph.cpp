@@ -24,6 +24,7 @@ void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
     if (part.spec.width > 0 && il >= 0 && il < part.n_layer) {
         if (strcmp(name, "attn_norm") == 0) { on_attn_norm(cur, il); }
         if (strcmp(name, "ffn_inp"  ) == 0) { on_ffn_inp  (cur, il); }
+        if (strcmp(name, "sa_out"   ) == 0) { on_ffn_inp  (cur, il); } // Gemma's name of it
         if (strcmp(name, "ffn_norm" ) == 0) { on_ffn_norm (cur, il); }
         if (strcmp(name, "l_out"    ) == 0) { on_l_out    (cur, il); }
     }
@@ -37,6 +38,12 @@ static ggml_tensor * residual_of(const ggml_tensor * normed) {
     const ggml_tensor * norm = normed->op == GGML_OP_MUL ? normed->src[0] : normed;
     GGML_ASSERT(norm->op == GGML_OP_RMS_NORM);
     return norm->src[0];
+}
+
+// Heads of n channels, stacked in the rows of a product: [n, n_heads, T].
+static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * product, int64_t n, int64_t first, int64_t n_heads) {
+    const size_t size = n*sizeof(float);
+    return ggml_view_3d(ctx, product, n, n_heads, product->ne[1], size, product->nb[1], first*size);
 }
 
 void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
@@ -59,16 +66,9 @@ void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
     ggml_tensor * qkv = build_norm_mul_mat(layer.attn_qkv, { y, h, state, layer.attn_norm }, il);
     cb(qkv, "otter_qkv", il);
 
-    // queries and keys stand side by side: one rotary node for both
-    ggml_tensor * qk = ggml_view_3d(ctx0, qkv, n, n_query + n_kv, n_tokens, n*sizeof(float), qkv->nb[1], 0);
-    qk = ggml_rope_ext(ctx0, qk, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
-            n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
-    cb(qk, "otter_qk", il);
+    const auto [q, k] = build_query_key(qkv, n_query, n_kv, il);
 
-    ggml_tensor * q = ggml_view_3d(ctx0, qk,  n, n_query, n_tokens, qk->nb[1], qk->nb[2], 0);
-    ggml_tensor * k = ggml_view_3d(ctx0, qk,  n, n_kv,    n_tokens, qk->nb[1], qk->nb[2], n_query*qk->nb[1]);
-    ggml_tensor * v = ggml_view_3d(ctx0, qkv, n, n_kv,    n_tokens, n*sizeof(float), qkv->nb[1],
-            (n_query + n_kv)*n*sizeof(float));
+    ggml_tensor * v = view_heads(ctx0, qkv, n, n_query + n_kv, n_kv);
 
     const float kq_scale = hparams.f_attention_scale == 0.0f ? 1.0f/sqrtf(float(n)) : hparams.f_attention_scale;
 
@@ -101,7 +101,7 @@ void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
     if (layer.ffn_up.tensor == nullptr) {
         return;
     }
-    act_ins = build_norm_swiglu(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
+    act_ins = build_norm_glu(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
     cb(act_ins, "otter_ffn_act", il);
     ggml_build_forward_expand(gf, act_ins);
 }
@@ -147,9 +147,38 @@ void inserted_graph::finish() {
 ggml_tensor * inserted_graph::build_initial_state(ggml_tensor * h) {
     if (part.token_embd != nullptr) {
         GGML_ASSERT(res->t_inp_tokens != nullptr);
-        return ggml_get_rows(ctx0, part.token_embd, res->t_inp_tokens);
+        ggml_tensor * rows = ggml_get_rows(ctx0, part.token_embd, res->t_inp_tokens);
+        // what is multiplied with the base's embeddings is multiplied with the table's rows too
+        return hparams.f_embedding_scale == 0.0f ? rows : ggml_scale(ctx0, rows, hparams.f_embedding_scale);
     }
     return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset*sizeof(float));
+}
+
+inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, int64_t n_query, int64_t n_kv, int il) {
+    const int64_t n    = n_embd_head_k;
+    const auto &  base = model.layers[il];
+
+    if (base.attn_q_norm == nullptr) {
+        // queries and keys stand side by side: one rotary node for both
+        ggml_tensor * qk = build_rope(view_heads(ctx0, qkv, n, 0, n_query + n_kv), il);
+        cb(qk, "otter_qk", il);
+        return {
+            ggml_view_3d(ctx0, qk, n, n_query, n_tokens, qk->nb[1], qk->nb[2], 0),
+            ggml_view_3d(ctx0, qk, n, n_kv,    n_tokens, qk->nb[1], qk->nb[2], n_query*qk->nb[1]),
+        };
+    }
+    GGML_ASSERT(base.attn_q_norm->ne[0] == n && base.attn_k_norm->ne[0] == n);
+    ggml_tensor * q = build_norm(view_heads(ctx0, qkv, n, 0, n_query), base.attn_q_norm, nullptr, LLM_NORM_RMS, il);
+    ggml_tensor * k = build_norm(view_heads(ctx0, qkv, n, n_query, n_kv), base.attn_k_norm, nullptr, LLM_NORM_RMS, il);
+    return { build_rope(q, il), build_rope(k, il) };
+}
+
+ggml_tensor * inserted_graph::build_rope(ggml_tensor * cur, int il) {
+    if (!part.layers[il].rotated) {
+        return cur;
+    }
+    return ggml_rope_ext(ctx0, cur, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
+            n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
 }
 
 // Raw outputs of every head, [n_head_outputs, T]; behind them, where asked for, the final normed h' and h.
@@ -184,11 +213,12 @@ ggml_tensor * inserted_graph::build_norm_mul_mat(const block_weight & w, const n
     return build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
 }
 
-ggml_tensor * inserted_graph::build_norm_swiglu(const block_weight & w, const norm_input & in, int il) {
+ggml_tensor * inserted_graph::build_norm_glu(const block_weight & w, const norm_input & in, int il) {
     if (fused(w.tensor, in.y->ne[1], il, 2)) {
-        return cpu_norm_swiglu(ctx0, w, in);
+        return cpu_norm_glu(ctx0, w, in);
     }
-    return ggml_swiglu(ctx0, build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il));
+    ggml_tensor * product = build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
+    return w.gelu ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
 }
 
 ggml_tensor * inserted_graph::build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
@@ -196,7 +226,11 @@ ggml_tensor * inserted_graph::build_concat_mul_mat_add(const block_weight & w, g
     if (fused(w.tensor, a->ne[1], il)) {
         return cpu_concat_mul_mat_add(ctx0, w, a, b, residual);
     }
-    return ggml_add(ctx0, build_concat_mul_mat(w.tensor, a, b, il), residual);
+    ggml_tensor * product = build_concat_mul_mat(w.tensor, a, b, il);
+    if (w.scale != 1.0f) {
+        product = ggml_scale(ctx0, product, w.scale);
+    }
+    return ggml_add(ctx0, product, residual);
 }
 
 // y' = w' * h' / sqrt(mean(h^2) + eps); where there is no node of our own, from operations that every backend has

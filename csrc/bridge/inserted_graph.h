@@ -37,11 +37,17 @@ private:
     void on_result_norm(ggml_tensor * cur);
 
     ggml_tensor * build_initial_state(ggml_tensor * h);
+
+    // [n, heads, T] of the inserted heads, views of the product, made as the base makes its own
+    struct query_key { ggml_tensor * q; ggml_tensor * k; };
+
+    query_key     build_query_key(ggml_tensor * qkv, int64_t n_query, int64_t n_kv, int il);
+    ggml_tensor * build_rope(ggml_tensor * cur, int il);
     ggml_tensor * build_heads(ggml_tensor * y, ggml_tensor * y_ins);
 
     // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
     ggml_tensor * build_norm_mul_mat(const block_weight & w, const norm_input & in, int il);
-    ggml_tensor * build_norm_swiglu (const block_weight & w, const norm_input & in, int il);
+    ggml_tensor * build_norm_glu    (const block_weight & w, const norm_input & in, int il);
     ggml_tensor * build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
             ggml_tensor * residual, int il);
     ggml_tensor * build_partial_norm(const norm_input & in, int il);

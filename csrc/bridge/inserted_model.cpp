@@ -2,6 +2,8 @@
 
 #include "inserted_graph.h"
 
+#include "gguf/error.h"
+
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "llama-ext.h"
@@ -18,8 +20,8 @@ namespace {
 template <class base_class>
 class inserted_model final : public base_class {
 public:
-    inserted_model(const llama_model_params & load_params, const insertion_spec & spec) :
-        base_class(load_params), part(spec) {}
+    inserted_model(const llama_model_params & load_params, const insertion_spec & spec, const block_traits & traits) :
+        base_class(load_params), part(spec, traits) {}
 
     void load_arch_hparams(llama_model_loader & loader) override {
         base_class::load_arch_hparams(loader);
@@ -60,16 +62,37 @@ private:
     inserted_part part;
 };
 
+template <class base_class>
+std::unique_ptr<llama_model_base> create(const llama_model_params & params, const insertion_spec & spec,
+        const block_traits & traits) {
+    return std::make_unique<inserted_model<base_class>>(params, spec, traits);
+}
+
+// The same list stands in otter_gguf/architectures, by llama.cpp's names.
+constexpr struct {
+    llm_arch        arch;
+    decltype(&create<llama_model_llama>) create;
+    block_traits    traits;
+} architectures[] = {
+    { LLM_ARCH_GEMMA,   create<llama_model_gemma>,   { /*.steps_without_rope =*/ false, /*.gelu =*/ true } },
+    { LLM_ARCH_GRANITE, create<llama_model_granite>, {} },
+    { LLM_ARCH_LLAMA,   create<llama_model_llama>,   {} },
+    { LLM_ARCH_QWEN2,   create<llama_model_qwen2>,   {} },
+    { LLM_ARCH_QWEN3,   create<llama_model_qwen3>,   {} },
+    { LLM_ARCH_SMOLLM3, create<llama_model_smollm3>, { /*.steps_without_rope =*/ true } },
+};
+
 std::unique_ptr<llama_model_base> create_inserted_model(llm_arch arch, const llama_model_params & params,
         const insertion_spec & spec) {
-    std::unique_ptr<llama_model_base> model;
-    switch (arch) {
-        case LLM_ARCH_LLAMA: model = std::make_unique<inserted_model<llama_model_llama>>(params, spec); break;
-        default:
-            throw std::runtime_error(std::string("no insertion support for architecture '") + llm_arch_name(arch) + "'");
+    for (const auto & known : architectures) {
+        if (known.arch == arch) {
+            auto model  = known.create(params, spec, known.traits);
+            model->arch = arch;
+            return model;
+        }
     }
-    model->arch = arch;
-    return model;
+    throw otter_error(error_kind::unsupported, std::string("architecture '") + llm_arch_name(arch) +
+            "' cannot be widened; otter-gguf info --architectures lists those that can");
 }
 
 // Let the loader see the sidecar as one more file of the model, as it does with the shards of a split model.

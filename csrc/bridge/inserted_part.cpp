@@ -34,6 +34,11 @@ int32_t insertion_spec::row_size(int32_t n_embd) const {
     return n_head_outputs() + (hidden_states ? width + n_embd : 0);
 }
 
+static bool rotated(const llama_hparams & hparams, const block_traits & traits, int32_t il) {
+    const bool skipped = traits.steps_without_rope && uint32_t(il + 1) % hparams.n_no_rope_layer_step == 0;
+    return !skipped && hparams.has_rope(uint32_t(il));
+}
+
 void inserted_part::extend_hparams(llama_hparams & hparams) {
     n_layer = int32_t(hparams.n_layer());
     norm.eps = hparams.f_norm_rms_eps;
@@ -57,11 +62,13 @@ void inserted_part::extend_hparams(llama_hparams & hparams) {
         const uint32_t jl = hparams.n_layer_all++;
 
         layers[il].cache_layer       = int32_t(jl);
+        layers[il].rotated           = rotated(hparams, traits, il);
         hparams.n_head_kv_arr[jl]    = spec.n_head_kv[il];
         hparams.n_head_arr[jl]       = spec.n_head_kv[il] * (hparams.n_head_arr[il]/hparams.n_head_kv_arr[il]);
         hparams.n_ff_arr[jl]         = 0;
         hparams.is_swa_impl[jl]      = hparams.is_swa_impl[il];
         hparams.is_recr_impl[jl]     = hparams.is_recr_impl[il];
+        hparams.rope_pattern[jl]     = layers[il].rotated;
     }
 
     hparams.n_embd_out_impl = spec.row_size(int32_t(hparams.n_embd));
@@ -105,8 +112,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
     const auto create = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
         return model.create_tensor(name, ne, 0);
     };
+    const float residual_scale = hp.f_residual_scale == 0.0f ? 1.0f : hp.f_residual_scale;
     const auto create_weight = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
-        return block_weight { create(name, ne), norm };
+        return block_weight { create(name, ne), norm, residual_scale, traits.gelu };
     };
 
     if (spec.state_table) {

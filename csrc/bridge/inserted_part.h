@@ -21,7 +21,14 @@ struct inserted_layer {
     block_weight  ffn_up;              // [d+e, 2*f'], gate above up
     block_weight  ffn_down;            // [f + f', e]
 
-    int32_t cache_layer = -1; // its layer in the KV cache, L + i
+    int32_t cache_layer = -1;   // its layer in the KV cache, L + i
+    bool    rotated     = true; // queries and keys get the rotary embedding
+};
+
+// What an architecture does otherwise than Llama and neither its tensors nor its hyper-parameters tell.
+struct block_traits {
+    bool steps_without_rope = false; // each n_no_rope_layer_step-th layer attends without rotary embedding
+    bool gelu               = false; // the FFN's activation is GELU instead of SiLU
 };
 
 struct inserted_head_tensors {
@@ -31,6 +38,7 @@ struct inserted_head_tensors {
 
 struct inserted_part {
     insertion_spec spec;
+    block_traits   traits;
 
     int32_t n_layer = 0; // L of the base
 
@@ -42,7 +50,7 @@ struct inserted_part {
 
     norm_params norm; // outlives every graph: graphs are reused between calls
 
-    explicit inserted_part(insertion_spec what) : spec(std::move(what)) {}
+    inserted_part(insertion_spec what, block_traits how) : spec(std::move(what)), traits(how) {}
 
     // Append the inserted attention as layers behind the base's, so that the KV cache holds them too.
     void extend_hparams(llama_hparams & hparams);

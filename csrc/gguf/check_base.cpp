@@ -65,9 +65,7 @@ base_sizes check_base(const gguf_file & file) {
         check_vectors(*part);
     }
     check_embedding(parts, sizes.n_vocab);
-    if (sizes.architecture == "llama") {
-        check_llama(parts, sizes);
-    }
+    check_tensors(parts, sizes);
     return sizes;
 }
 

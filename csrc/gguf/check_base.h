@@ -27,7 +27,8 @@ struct base_sizes {
     std::string rope_scaling = "linear";
 };
 
-// Typed and bounded keys, tokenizer, tensor types, and for `llama` the complete list of tensors with their shapes.
+// Typed and bounded keys, tokenizer, tensor types, and for architectures that can be widened the complete list of
+// tensors with their shapes.
 // The other parts of a split base are opened and checked too. Throws otter_error: `file` for what is wrong,
 // `unsupported` for what is right but not handled. Does not read tensor data, see finite.h.
 base_sizes check_base(const gguf_file & file);
@@ -35,6 +36,6 @@ base_sizes check_base(const gguf_file & file);
 // Its parts.
 base_sizes check_hparams(const gguf_file & file);
 uint32_t   check_vocab(const gguf_file & file); // number of tokens
-void       check_llama(const base_parts & parts, const base_sizes & sizes);
+void       check_tensors(const base_parts & parts, const base_sizes & sizes);
 
 } // namespace otter

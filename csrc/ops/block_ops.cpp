@@ -159,7 +159,23 @@ void compute_norm_mul_mat(ggml_tensor * dst, int ith, int nth, void * userdata) 
     }
 }
 
-void compute_norm_swiglu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+float silu(float x) {
+    return x/(1.0f + expf(-x));
+}
+
+// The tanh form (Hendrycks and Gimpel, arXiv 1606.08415), rounded as ggml's own on the CPU, which looks it up in a table
+// of F16: the same for a few tokens as for many.
+float gelu(float x) {
+    if (x <= -10.0f || x >= 10.0f) {
+        return x < 0.0f ? 0.0f : x;
+    }
+    constexpr float sqrt_2_over_pi = 0.79788456080286535587989211986876f;
+    const float     rounded        = ggml_fp16_to_fp32(ggml_fp32_to_fp16(x));
+    const float     inner          = sqrt_2_over_pi*rounded*(1.0f + 0.044715f*rounded*rounded);
+    return ggml_fp16_to_fp32(ggml_fp32_to_fp16(0.5f*rounded*(1.0f + tanhf(inner))));
+}
+
+void compute_norm_glu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const auto &        block  = *static_cast<const block_weight *>(userdata);
     const ggml_tensor * weight = block.tensor;
     const packed_input  input  = pack_norm_input(dst, block);
@@ -174,13 +190,14 @@ void compute_norm_swiglu(ggml_tensor * dst, int ith, int nth, void * userdata) {
         multiply(weight, rows.begin,     rows.end,     input[i], out); // gate
         multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
         for (size_t j = 0; j < up.size(); ++j) {
-            out[j] = out[j]/(1.0f + expf(-out[j]))*up[j];
+            out[j] = (block.gelu ? gelu(out[j]) : silu(out[j]))*up[j];
         }
     }
 }
 
 void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const ggml_tensor * weight   = static_cast<const block_weight *>(userdata)->tensor;
+    const auto &        block    = *static_cast<const block_weight *>(userdata);
+    const ggml_tensor * weight   = block.tensor;
     const ggml_tensor * a        = dst->src[0];
     const ggml_tensor * b        = dst->src[1];
     const ggml_tensor * residual = dst->src[2];
@@ -195,7 +212,7 @@ void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * user
         float * out = column(dst, i);
         multiply(weight, rows.begin, rows.end, input[i], out + rows.begin);
         for (int64_t row = rows.begin; row < rows.end; ++row) {
-            out[row] += column(residual, i)[row];
+            out[row] = block.scale*out[row] + column(residual, i)[row];
         }
     }
 }
@@ -230,9 +247,9 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
     return custom(ctx, weight.tensor->ne[1], in.y->ne[1], args, compute_norm_mul_mat, &weight);
 }
 
-ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
+ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
     ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, weight.tensor->ne[1]/2, in.y->ne[1], args, compute_norm_swiglu, &weight);
+    return custom(ctx, weight.tensor->ne[1]/2, in.y->ne[1], args, compute_norm_glu, &weight);
 }
 
 ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,

@@ -19,6 +19,8 @@ struct norm_params {
 struct block_weight {
     ggml_tensor * tensor = nullptr; // null where nothing is inserted
     norm_params   norm;
+    float         scale = 1.0f;  // of a product that is added to the residual
+    bool          gelu  = false; // of gates: GELU in its tanh form instead of SiLU
 };
 
 // Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
@@ -36,10 +38,10 @@ ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const 
 // weight @ [y, y'] -> [rows, T]
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// silu(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
-ggml_tensor * cpu_norm_swiglu(ggml_context * ctx, const block_weight & weight, const norm_input & in);
+// activation(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
+ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// residual + weight @ [a, b] -> [rows, T]
+// residual + scale * (weight @ [a, b]) -> [rows, T]
 ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual);
 

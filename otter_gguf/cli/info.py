@@ -18,14 +18,19 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = f"{HELP}. A file is checked as thoroughly as before running it."
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="base, sidecar or merged GGUF")
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("file", type=Path, nargs="?", metavar="FILE", help="base, sidecar or merged GGUF")
+    subject.add_argument("--architectures", action="store_true", help="the architectures that can be widened")
     parser.add_argument("--json", action="store_true", help="JSON for machines")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description of a file, or of the environment."""
+    """Print the description of a file, of the environment, or of the architectures."""
     from ..gguf.describe import describe, environment
 
+    if args.architectures:
+        _print_architectures(as_json=args.json)
+        return 0
     info = describe(args.file) if args.file else environment()
     if args.json:
         print_json(info)
@@ -33,6 +38,18 @@ def run(args: argparse.Namespace) -> int:
         for title, text in file_rows(info) if args.file else environment_rows(info):
             print(f"{title:<16} {terminal_safe(' '.join(text.split()))}")
     return 0
+
+
+def _print_architectures(*, as_json: bool) -> None:
+    from ..architectures import table
+
+    rows = table()
+    if as_json:
+        print_json(rows)
+        return
+    titles = {"model_type": "Hugging Face", "gguf": "GGUF", "notes": "notes"}
+    for row in (titles, *rows):
+        print(f"{row['model_type']:<14} {row['gguf']:<10} {row['notes']}")
 
 
 def environment_rows(info: dict[str, Any]) -> list[tuple[str, str]]:

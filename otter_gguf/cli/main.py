@@ -21,6 +21,7 @@ VERBS = (
     "convert",
     "merge",
     "split",
+    "quantize",
     "verify",
     "check",
     "info",

@@ -22,7 +22,7 @@ from .writer import progress_bar
 
 _CHUNK = 1 << 22
 _CANNOT_RETURN = "a later split could not give this file back byte for byte"
-_ADVICE = "write it anew first (a base: llama-quantize with type COPY; a sidecar: convert it again)"
+_ADVICE = "write it anew first: otter-gguf quantize IN OUT COPY"
 
 
 def merge(base: str | Path, sidecar: str | Path, target: str | Path, *, force: bool = False) -> None:

@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .. import _native
 from ..errors import FileError, MismatchError, UnsupportedError
-from ..gguf.base import BaseFiles
+from ..gguf.base import BaseFiles, base_geometry
 from ..gguf.sidecar import is_sidecar
 
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -50,10 +50,11 @@ def load_gguf_base(path: Path) -> PreTrainedModel:
     factors = _check(path)
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=file)
+        _take_head_size(config, path)
         if factors is not None:
             config.rope_parameters = _llama3_rope(config, factors, path)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, config=config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnsupportedError(f"{path}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     assert isinstance(model, PreTrainedModel)
     _forget_quantization(model)
@@ -78,6 +79,13 @@ def _check(path: Path) -> tuple[float, ...] | None:
             return None
         data = base.tensor_data(_ROPE_FACTORS)
         return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def _take_head_size(config: Any, path: Path) -> None:
+    """transformers leaves the head size of a Qwen3 at the one that its usual sizes have, whatever the file says."""
+    if getattr(config, "head_dim", None) is not None:
+        with BaseFiles.open(path) as base:
+            config.head_dim = base_geometry(base).head_dim
 
 
 def _llama3_rope(config: Any, factors: tuple[float, ...], path: Path) -> dict[str, Any]:

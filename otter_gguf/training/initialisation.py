@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import InsertionConfig
 from ..errors import ConfigError, UnsupportedError
 from .layout import Widening
-from .modules import ValueHead, Widened
+from .modules import ValueHead, Widened, WidenedRMSNorm
 from .peft_base import is_plain, linear_rows, table_columns
 
 Init = Literal["copy", "normal", "uniform"]
@@ -83,5 +83,6 @@ def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtyp
     elif is_plain(module.base):
         norm = module.base.get_parameter("weight")
         weight.copy_(norm.index_select(0, torch.tensor(widening.rows, device=norm.device)))
+        weight.add_(cast(WidenedRMSNorm, module).base_offset)
     else:
         raise UnsupportedError(f"{widening.path}: copy initialisation needs a norm without an adapter; merge it first")

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..architectures import Architecture, SubLayer
 from ..config import InsertionConfig
-from .architectures import Architecture, SubLayer
 
-Kind = Literal["linear", "norm", "slice", "table", "activation", "narrow", "pad"]
+Kind = Literal["linear", "norm", "heads", "slice", "table", "activation", "narrow", "pad"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Widening:
     """What replaces one module.
 
     ``linear``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own embedding;
-    ``activation`` is applied to both parts; ``narrow`` reads h alone, ``pad`` leaves h' as it was: both stand where
-    nothing is inserted.
+    ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone, ``pad`` leaves h'
+    as it was: both stand where nothing is inserted.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Widening:
     rows: tuple[int, ...] = ()
     """The base's rows (of a table: columns) that `copy` initialisation takes; as many as are inserted."""
     base_columns: int = 0
-    """Input size of the base's module."""
+    """Input size of the base's module; of ``heads``: how many heads the base has."""
     columns: int = 0
     """Input size of the inserted rows."""
 
@@ -49,6 +49,8 @@ def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[
         if config.n_head_kv[i]:
             rows = _attention_rows(config, i)
             yield from _widened(layer, architecture.attention, config, base.n_head * base.head_dim, rows)
+            for path, heads in zip(architecture.attention.head_norms, (base.n_head, base.n_head_kv), strict=False):
+                yield Widening(layer + path, "heads", base_columns=heads)
         else:
             yield from _untouched(layer, architecture.attention, base.n_embd)
         if config.n_ff[i]:

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .. import architectures
+from ..architectures import Architecture
 from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, MismatchError, UnsupportedError
-from . import architectures
-from .architectures import Architecture
 from .attention import split_heads
 from .layout import Widening, layout
 from .modules import (
@@ -31,6 +31,7 @@ from .modules import (
     VocabularyHead,
     Widened,
     WidenedActivation,
+    WidenedHeadNorm,
     WidenedLinear,
     WidenedRMSNorm,
 )
@@ -62,7 +63,8 @@ def geometry(model: nn.Module) -> BaseGeometry:
     """The sizes of a Hugging Face model, or of the one in a ``PeftModel``, that an insertion depends on.
 
     Raises:
-        UnsupportedError: its architecture has no file in :mod:`.architectures`.
+        UnsupportedError: its architecture has no file in :mod:`otter_gguf.architectures`, or llama.cpp would compute
+            something else for its configuration.
     """
     base = unwrap(model)
     return _architecture(base).geometry(base.config)
@@ -83,7 +85,7 @@ class OtterModel(nn.Module):
         """Inserted tensors are zero; :func:`insert` and :meth:`from_pretrained` fill them.
 
         Raises:
-            UnsupportedError: an architecture without a file, or a base with biases in a widened map.
+            UnsupportedError: an architecture without a file, or a base with a bias in a map back to the residual.
             MismatchError: ``insertion.base`` is not this base's geometry; every differing size is listed.
             ConfigError: the base carries an insertion already.
         """
@@ -126,13 +128,16 @@ class OtterModel(nn.Module):
             return Narrow(base, widening.base_columns)
         if kind == "activation":
             return WidenedActivation(base, widening.base_columns)
+        if kind == "heads":
+            return WidenedHeadNorm(base, widening.base_columns)
         if kind == "norm":
             epsilon = float(getattr(base, self.architecture.norm_epsilon))
-            return WidenedRMSNorm(base, rows, widening.base_columns, epsilon)
+            return WidenedRMSNorm(base, rows, widening.base_columns, epsilon, self.architecture.norm_offset)
         if kind == "pad":
             return Padded(base, self.insertion.width)
-        if getattr(base, "bias", None) is not None:
-            raise UnsupportedError(f"{widening.path} has a bias; a base with biases cannot be widened yet")
+        outputs = (self.architecture.attention.output, self.architecture.ffn.output)
+        if widening.path.endswith(outputs) and getattr(base, "bias", None) is not None:
+            raise UnsupportedError(f"{widening.path} has a bias; only maps that read the state may have one")
         return WidenedLinear(base, rows, widening.base_columns, widening.columns)
 
     def forward(

@@ -141,11 +141,17 @@ class WidenedLinear(Widened):
 
 
 class WidenedRMSNorm(Widened):
-    """Partial norm: w * [h, h'] / rms(h). The paper's one-line change."""
+    """Partial norm: w * [h, h'] / rms(h). The paper's one-line change.
 
-    def __init__(self, base: nn.Module, width: int, base_columns: int, epsilon: float) -> None:
+    ``base_offset`` is what the base adds to its weights before it multiplies; to inserted weights nothing is added.
+    """
+
+    def __init__(
+        self, base: nn.Module, width: int, base_columns: int, epsilon: float, base_offset: float = 0.0
+    ) -> None:
         super().__init__(base, base_columns)
         self.epsilon = epsilon
+        self.base_offset = base_offset
         self.insert((width,))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,6 +163,21 @@ class WidenedRMSNorm(Widened):
         h = x.detach()[..., : self.base_columns].to(dtype)
         scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return join(y, self.otter.weight * (inserted_part(x, self.base_columns).to(dtype) * scale))
+
+
+class WidenedHeadNorm(Widened):
+    """The base's norm of queries or keys, each head by itself: the inserted heads stand behind the base's.
+
+    ``base_columns`` is how many heads the base has. No inserted tensor: the weights are one head's, the same for all.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., heads, n) -> (..., heads, n)."""
+        with torch.no_grad():
+            y = cast(Tensor, self.base(x.detach()[..., : self.base_columns, :].contiguous()))
+        if not self.enabled:
+            return y
+        return torch.cat([y, self.base(x[..., self.base_columns :, :].contiguous())], dim=-2)
 
 
 class WidenedActivation(Widened):

@@ -64,9 +64,9 @@ def linear_rows(module: nn.Module, rows: Sequence[int], columns: int, dtype: tor
 def table_columns(module: nn.Module, columns: Sequence[int], size: int) -> Tensor:
     """Columns (size, len(columns)) of the table that an embedding of ``size`` tokens looks up."""
     index = torch.tensor(columns, device=_device(module))
-    table: Tensor = (
-        module.get_parameter("weight") if is_plain(module) else module(torch.arange(size, device=index.device))
-    )
+    # An embedding of another class may scale what it looks up.
+    plain = is_plain(module) and type(module).forward is nn.Embedding.forward
+    table: Tensor = module.get_parameter("weight") if plain else module(torch.arange(size, device=index.device))
     return table.index_select(1, index)
 
 

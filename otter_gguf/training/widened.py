@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..config import InsertionConfig
-from ..errors import ConfigError, FileError, MismatchError
+from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from .checkpoint import check_tensors, fill, load_base
 from .layout import Widening
 from .model import OtterModel
@@ -49,6 +49,7 @@ def export(
         FileError: not writable, or the folder holds a checkpoint already.
     """
     insertion = model.insertion
+    _check_form(model)
     if insertion.width == 0 or len(set(insertion.n_head_kv)) > 1 or len(set(insertion.n_ff)) > 1:
         raise ConfigError("a widened checkpoint needs an inserted width and the same sizes in every layer")
     if (path / "config.json").exists():
@@ -64,6 +65,14 @@ def export(
             tokenizer.save_pretrained(path)
     except OSError as error:
         raise FileError(f"{path}: cannot write the widened checkpoint: {error}") from None
+
+
+def _check_form(model: OtterModel) -> None:
+    if model.architecture.not_widened:
+        raise UnsupportedError(
+            f"there is no widened checkpoint of a {model.architecture.model_class}: {model.architecture.not_widened};"
+            " save the adapter instead"
+        )
 
 
 def _widened_config(model: OtterModel, dtype: torch.dtype) -> Any:
@@ -92,6 +101,7 @@ def load(path: Path, base_model: PreTrainedModel | str | Path | None) -> OtterMo
         base_model = load_base(base_model, path, record)
     check_plain_base(base_model, "a widened checkpoint")
     model = OtterModel(base_model, insertion)
+    _check_form(model)
     try:
         with _open(path) as (shapes, read):
             check_tensors(path, {name: tuple(tensor.shape) for name, tensor in _tensors(model)}, shapes)
@@ -174,8 +184,14 @@ def _tensors(model: OtterModel) -> Iterator[tuple[str, Tensor]]:
     for path, module, widening in _modules(model):
         if widening is None:
             yield f"{path}.weight", _widen_input(path, cast(Tensor, module.weight), model)
+            bias = module._parameters.get("bias")
         else:
             yield f"{path}.weight", _block_matrix(cast(Widened, module), widening, model.insertion)
+            bias = cast(nn.Module, module.base)._parameters.get("bias")
+        if bias is not None:
+            # Inserted rows have no bias: zeros where a plainly widened model has a place for one.
+            inserted = len(widening.rows) if widening is not None and widening.kind == "linear" else 0
+            yield f"{path}.bias", functional.pad(bias, (0, inserted))
 
 
 def _modules(model: OtterModel) -> Iterator[tuple[str, nn.Module, Widening | None]]:
@@ -199,6 +215,8 @@ def _block_matrix(module: Widened, widening: Widening, config: InsertionConfig) 
         return torch.cat([base.to(cast(Tensor, inserted).dtype), cast(Tensor, inserted)], dim=1)
     if widening.kind == "pad":
         return functional.pad(base, (0, 0, 0, config.width))
+    if widening.kind == "heads":
+        return base
     if widening.kind == "narrow":
         # A norm whose h' nobody reads gets weight 1; an output head reads nothing of h'.
         return functional.pad(base, (0, config.width), value=1.0 if base.ndim == 1 else 0.0)

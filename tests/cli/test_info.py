@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from otter_gguf import _native
+from otter_gguf.architectures import supported
 from otter_gguf.cli.info import human_size
 from otter_gguf.cli.main import main
 from otter_gguf.config import HeadConfig
@@ -96,6 +97,22 @@ def test_without_a_file_it_is_about_the_build(capsys: pytest.CaptureFixture[str]
     assert found["llama_cpp_commit"] == _native.LLAMA_CPP_COMMIT
     assert any(device["type"] == "cpu" for device in found["devices"])
     assert _native.LLAMA_CPP_COMMIT in info(capsys)
+
+
+def test_the_architectures_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(info(capsys, "--architectures", "--json"))
+    assert [row["model_type"] for row in rows] == list(supported())
+    title, *lines = info(capsys, "--architectures").splitlines()
+    assert title.split() == ["Hugging", "Face", "GGUF", "notes"]
+    assert [line.split(maxsplit=2) for line in lines] == [
+        [row["model_type"], row["gguf"], row["notes"]] for row in rows
+    ]
+
+
+def test_architectures_of_a_file_are_nobodys_question(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", "base.gguf", "--architectures"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["base", "sidecar", "merged"])

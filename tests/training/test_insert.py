@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from otter_gguf.architectures import find
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError
 from otter_gguf.training import geometry, insert
-from otter_gguf.training.architectures import find
 from otter_gguf.training.layout import layout
 from tests.training.toy import toy_base, toy_otter
 

@@ -249,7 +249,7 @@ def test_refuses_a_second_insertion() -> None:
 def test_refuses_biases() -> None:
     base = toy_base(attention_bias=True)
     before = str(base)
-    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn\.q_proj has a bias"):
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn\.o_proj has a bias"):
         toy_otter(base=base)
     assert str(base) == before
     assert all(parameter.requires_grad for parameter in base.parameters())
@@ -260,5 +260,5 @@ def test_refuses_models_without_language_head_and_unknown_architectures() -> Non
     with pytest.raises(UnsupportedError, match="LlamaModel cannot be widened; load it as LlamaForCausalLM"):
         geometry(base.model)
     base.config.model_type = "../llama"
-    with pytest.raises(UnsupportedError, match="not supported; supported: llama"):
+    with pytest.raises(UnsupportedError, match="not supported; supported: gemma, granite, llama"):
         geometry(base)

@@ -1,15 +1,40 @@
-// The tensors of architecture `llama`, as llama.cpp's own class creates them (src/models/llama.cpp): every required
-// one is there, each has its shape, and nothing is left over.
+// The tensors of an architecture, as llama.cpp's own class of it creates them (src/models/): every required one is
+// there, each has its shape, and nothing is left over.
 
 #include "gguf/check_base.h"
 
 #include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <map>
+#include <string_view>
 
 namespace otter {
 
 namespace {
+
+// What llama.cpp's class of an architecture creates besides the tensors that all of them have.
+struct tensor_form {
+    std::string_view architecture;
+
+    bool head_norms   = false; // norms of queries and keys, a weight for each channel of a head
+    bool map_biases   = false; // attention output and FFN may have biases
+    bool output_bias  = false; // the output projection may have one
+    bool rope_factors = false; // rotary factors may stand in the file
+    bool experts      = false; // the FFN may be a mixture of experts
+    bool scaled       = false; // logits are divided by a number that the file must hold
+    bool tied         = false; // the output projection is the embedding, and has no tensor
+};
+
+constexpr tensor_form tensor_forms[] = {
+    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied
+    { "gemma",       false,      false,      false,       false,        false,   false,  true  },
+    { "granite",     false,      true,       false,       true,         false,   true,   false },
+    { "llama",       false,      true,       false,       true,         true,    false,  false },
+    { "qwen2",       false,      false,      true,        false,        false,   false,  false },
+    { "qwen3",       true,       false,      false,       false,        false,   false,  false },
+    { "smollm3",     false,      false,      false,       false,        false,   false,  false },
+};
 
 struct expected_tensor {
     std::vector<uint64_t> shape; // ggml order, columns first
@@ -17,10 +42,25 @@ struct expected_tensor {
     bool                  plain; // F32: used element-wise or as rotary factors
 };
 
-// What the graph of this architecture takes for granted beyond the keys' own ranges.
+void check_scales(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
+    const auto logit_scale = file.get_f32(sizes.architecture + ".logit_scale");
+    if (form.scaled && (!logit_scale || *logit_scale == 0.0f)) {
+        file.fail_key(sizes.architecture + ".logit_scale", "is missing or 0, expected an f32");
+    }
+    if (form.scaled && file.find(sizes.architecture + ".deepstack_mapping") != nullptr) {
+        file.unsupported(cat("key ", quoted(sizes.architecture + ".deepstack_mapping"), ": a model that reads images"));
+    }
+    if (!form.experts && sizes.n_expert > 0) {
+        file.unsupported(cat("key ", quoted(sizes.architecture + ".expert_count"), " is ", sizes.n_expert,
+                ", expected no experts"));
+    }
+}
+
+// What the graph of these architectures takes for granted beyond the keys' own ranges.
 void check_geometry(const gguf_file & file, const base_sizes & sizes) {
+    const auto key_of = [&](const char * name) { return cat(sizes.architecture, ".", name); };
     const auto uniform = [&](const char * name, const std::vector<uint32_t> & values) {
-        const std::string key = cat("llama.", name);
+        const std::string key = key_of(name);
         if (values.empty()) {
             file.fail_key(key, "is missing, expected a u32");
         }
@@ -32,32 +72,35 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes) {
     uniform("attention.head_count_kv", sizes.n_head_kv);
     uniform("feed_forward_length", sizes.n_ff);
 
-    if (!file.get_f32("llama.attention.layer_norm_rms_epsilon")) {
-        file.fail_key("llama.attention.layer_norm_rms_epsilon", "is missing, expected an f32");
+    if (!file.get_f32(key_of("attention.layer_norm_rms_epsilon"))) {
+        file.fail_key(key_of("attention.layer_norm_rms_epsilon"), "is missing, expected an f32");
     }
     if (sizes.head_dim_k == 0 || sizes.head_dim_k % 2 != 0 || sizes.head_dim_k != sizes.head_dim_v) {
-        file.fail_key("llama.attention.key_length", cat("gives heads of ", sizes.head_dim_k, " for keys and ",
+        file.fail_key(key_of("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
                 sizes.head_dim_v, " for values, expected the same even number"));
     }
     if (sizes.n_rot != sizes.head_dim_k) {
-        file.fail_key("llama.rope.dimension_count", cat("is ", sizes.n_rot, ", expected the head size ",
+        file.fail_key(key_of("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
                 sizes.head_dim_k));
     }
-    if (file.get_u32("llama.nextn_predict_layers").value_or(0) != 0) {
-        file.unsupported("key 'llama.nextn_predict_layers' is not 0");
+    if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
+        file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
     }
-    if (file.get_u32("llama.pooling_type").value_or(0) != 0) {
-        file.unsupported("key 'llama.pooling_type' is not 0: an embedding model, not one that writes text");
+    if (file.get_u32(key_of("pooling_type")).value_or(0) != 0) {
+        file.unsupported(cat("key ", quoted(key_of("pooling_type")),
+                " is not 0: an embedding model, not one that writes text"));
     }
-    const auto n_embd_out = file.get_u32("llama.embedding_length_out").value_or(0);
+    const auto n_embd_out = file.get_u32(key_of("embedding_length_out")).value_or(0);
     if (n_embd_out != 0 && n_embd_out != sizes.n_embd) {
-        file.unsupported(cat("key 'llama.embedding_length_out' is ", n_embd_out, ", expected ", sizes.n_embd));
+        file.unsupported(cat("key ", quoted(key_of("embedding_length_out")), " is ", n_embd_out, ", expected ",
+                sizes.n_embd));
     }
 }
 
-class llama_check {
+class tensor_check {
 public:
-    llama_check(const base_parts & base, const base_sizes & of_base) : parts(base), sizes(of_base) {}
+    tensor_check(const base_parts & base, const base_sizes & of_base, const tensor_form & of_architecture) :
+        parts(base), sizes(of_base), form(of_architecture) {}
 
     void run() {
         expect_tensors();
@@ -68,6 +111,7 @@ public:
 private:
     const base_parts &                     parts;
     const base_sizes &                     sizes;
+    const tensor_form &                    form;
     std::map<std::string, expected_tensor> expected;
 
     bool has(const std::string & name) const { return parts.find_tensor(name) != nullptr; }
@@ -81,13 +125,15 @@ private:
 
     void expect_tensors() {
         matrix("token_embd", { sizes.n_embd, sizes.n_vocab });
-        matrix("output", { sizes.n_embd, sizes.n_vocab }, false);
+        if (!form.tied) {
+            matrix("output", { sizes.n_embd, sizes.n_vocab }, false);
+        }
         vector("output_norm.weight", sizes.n_embd);
-        if (sizes.rope_scaling == "longrope") {
-            vector("rope_factors_long.weight", sizes.n_rot / 2, false);
-            vector("rope_factors_short.weight", sizes.n_rot / 2, false);
-        } else {
-            vector("rope_freqs.weight", sizes.n_rot / 2, false);
+        if (form.output_bias) {
+            vector("output.bias", sizes.n_vocab, false);
+        }
+        if (form.rope_factors) {
+            expect_rope_factors();
         }
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
             const std::string layer = cat("blk.", i, ".");
@@ -98,6 +144,15 @@ private:
             } else {
                 expect_experts(layer);
             }
+        }
+    }
+
+    void expect_rope_factors() {
+        if (sizes.rope_scaling == "longrope") {
+            vector("rope_factors_long.weight", sizes.n_rot / 2, false);
+            vector("rope_factors_short.weight", sizes.n_rot / 2, false);
+        } else {
+            vector("rope_freqs.weight", sizes.n_rot / 2, false);
         }
     }
 
@@ -121,7 +176,13 @@ private:
             vector(layer + "attn_v.bias", n_k, false);
         }
         matrix(layer + "attn_output", { n_q, d });
-        vector(layer + "attn_output.bias", d, false);
+        if (form.map_biases) {
+            vector(layer + "attn_output.bias", d, false);
+        }
+        if (form.head_norms) {
+            vector(layer + "attn_q_norm.weight", sizes.head_dim_k);
+            vector(layer + "attn_k_norm.weight", sizes.head_dim_k);
+        }
     }
 
     void expect_ffn(const std::string & layer) {
@@ -130,9 +191,11 @@ private:
         matrix(layer + "ffn_gate", { d, f });
         matrix(layer + "ffn_up", { d, f });
         matrix(layer + "ffn_down", { f, d });
-        vector(layer + "ffn_gate.bias", f, false);
-        vector(layer + "ffn_up.bias", f, false);
-        vector(layer + "ffn_down.bias", d, false);
+        if (form.map_biases) {
+            vector(layer + "ffn_gate.bias", f, false);
+            vector(layer + "ffn_up.bias", f, false);
+            vector(layer + "ffn_down.bias", d, false);
+        }
     }
 
     void expect_experts(const std::string & layer) {
@@ -177,8 +240,9 @@ private:
         }
         const std::vector<std::string> extra = unexpected();
         if (!missing.empty() || !wrong.empty() || !extra.empty()) {
-            parts.head().fail(cat("the tensors are not those of a llama model with ", sizes.n_layer, " layers",
-                    listed("missing", missing), listed("wrong", wrong), listed("unexpected", extra)));
+            parts.head().fail(cat("the tensors are not those of a ", sizes.architecture, " model with ",
+                    sizes.n_layer, " layers", listed("missing", missing), listed("wrong", wrong),
+                    listed("unexpected", extra)));
         }
     }
 
@@ -220,9 +284,15 @@ private:
 
 } // namespace
 
-void check_llama(const base_parts & parts, const base_sizes & sizes) {
+void check_tensors(const base_parts & parts, const base_sizes & sizes) {
+    const auto form = std::find_if(std::begin(tensor_forms), std::end(tensor_forms),
+            [&](const tensor_form & known) { return known.architecture == sizes.architecture; });
+    if (form == std::end(tensor_forms)) {
+        return;
+    }
     check_geometry(parts.head(), sizes);
-    llama_check(parts, sizes).run();
+    check_scales(parts.head(), sizes, *form);
+    tensor_check(parts, sizes, *form).run();
 }
 
 } // namespace otter

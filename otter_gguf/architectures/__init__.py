@@ -1,0 +1,190 @@
+"""Architectures that can be widened, one file each; the file's name is the Hugging Face ``model_type``.
+
+Training and converters read the same description, so nothing here imports torch. A new architecture is a new file here
+that defines ``ARCHITECTURE``, a row in ``csrc/bridge/inserted_model.cpp`` and one in ``csrc/gguf/check_tensors.cpp``,
+and a toy model in ``tests/architecture_toys.py``, which every test of architectures then runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import BaseGeometry
+from ..errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """One residual sub-layer, by module paths relative to its layer: norm, maps into it, the map back."""
+
+    norm: str
+    """The norm whose output the input maps read."""
+    inputs: tuple[str, ...]
+    """Linear maps that read the normed state."""
+    output: str
+    """Linear map whose output is added to the residual."""
+    activation: str = ""
+    """Module of the element-wise function between them, if there is one."""
+    input_bias: bool = False
+    """Whether the input maps have biases; those stay with the base's rows, inserted rows have none."""
+    head_norms: tuple[str, ...] = ()
+    """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
+
+
+ATTENTION = SubLayer(
+    norm="input_layernorm",
+    inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    output="self_attn.o_proj",
+)
+FFN = SubLayer(
+    norm="post_attention_layernorm",
+    inputs=("mlp.gate_proj", "mlp.up_proj"),
+    output="mlp.down_proj",
+    activation="mlp.act_fn",
+)
+
+
+def same_config(_config: Any) -> str | None:
+    """Nothing in a configuration of the architecture is refused."""
+    return None
+
+
+def widened_config(base: BaseGeometry, width: int, n_head_kv: int, n_ff: int) -> dict[str, Any]:
+    """The sizes of a widened checkpoint, where ``head_dim`` says the head size."""
+    return {
+        "hidden_size": base.n_embd + width,
+        "num_attention_heads": base.n_head + base.group * n_head_kv,
+        "num_key_value_heads": base.n_head_kv + n_head_kv,
+        "head_dim": base.head_dim,
+        "intermediate_size": base.n_ff + n_ff,
+        "tie_word_embeddings": False,
+    }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What GGUF and llama.cpp make of a Hugging Face model, and where its widened modules stand.
+
+    The defaults are Llama's modules, which most architectures share.
+    """
+
+    gguf: str
+    """llama.cpp's name of it, ``general.architecture``; several model types may share one."""
+    model_class: str
+    """Class name of the Hugging Face model with the language-model head."""
+    interleaved_rope: bool
+    """Whether llama.cpp rotates neighbouring channels, so that query and key rows are permuted in a GGUF."""
+    notes: str
+    """What is special about it, and what of it is refused, in a few words for people."""
+    refusal: Callable[[Any], str | None] = same_config
+    """Why llama.cpp would compute something else than transformers for a Hugging Face configuration, if it would."""
+    widened_config: Callable[[BaseGeometry, int, int, int], dict[str, Any]] = widened_config
+    """Configuration fields of a widened checkpoint, from (base, inserted width, KV heads, inner size).
+
+    ``ConfigError`` for sizes that transformers refuses."""
+    decoder: str = "model"
+    """The module that maps tokens to final normed states."""
+    embedding: str = "model.embed_tokens"
+    layers: str = "model.layers"
+    attention: SubLayer = ATTENTION
+    """``inputs`` are the query, key and value maps, in this order."""
+    attention_module: str = "self_attn"
+    """The module that calls transformers' attention function, by its path in a layer."""
+    ffn: SubLayer = FFN
+    norm: str = "model.norm"
+    """The final norm."""
+    lm_head: str = "lm_head"
+    norm_epsilon: str = "variance_epsilon"
+    """Attribute of a norm module that holds its epsilon."""
+    norm_offset: float = 0.0
+    """What the base's norms add to their weights. Inserted weights and those of a GGUF are the sums."""
+    activation: str = "silu"
+    """``hidden_act``, which llama.cpp takes for granted."""
+    not_widened: str = ""
+    """Why there is no plainly widened checkpoint of it, if there is none."""
+
+    def geometry(self, config: Any) -> BaseGeometry:
+        """Sizes from a Hugging Face configuration.
+
+        Raises:
+            UnsupportedError: llama.cpp would run a model of this configuration otherwise than transformers.
+        """
+        reason = self.refusal(config)
+        if config.hidden_act != self.activation:
+            reason = f"hidden_act is {config.hidden_act}, expected {self.activation}"
+        if reason:
+            raise UnsupportedError(f"a {self.model_class} that llama.cpp cannot run: {reason}")
+        return BaseGeometry(
+            architecture=self.gguf,
+            n_layer=config.num_hidden_layers,
+            n_embd=config.hidden_size,
+            n_head=config.num_attention_heads,
+            n_head_kv=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            n_ff=config.intermediate_size,
+            n_vocab=config.vocab_size,
+        )
+
+
+def sliding_window(config: Any) -> str | None:
+    """The reason to refuse a configuration where some layers see a window of the text only."""
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "some of its layers attend within a sliding window; set use_sliding_window to false"
+    return None
+
+
+def supported() -> tuple[str, ...]:
+    """Every ``model_type`` that has a file here."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def describe(model_type: str) -> Architecture:
+    """The architecture of a ``model_type`` that is supported."""
+    architecture: Architecture = importlib.import_module(f"{__name__}.{model_type}").ARCHITECTURE
+    return architecture
+
+
+def find(model_type: str, model_class: str | None = None) -> Architecture:
+    """The architecture of a Hugging Face ``model_type``.
+
+    Raises:
+        UnsupportedError: no file for ``model_type``, or another class of model than the language model.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", model_type) or model_type not in supported():
+        raise UnsupportedError(f"model type {model_type!r} is not supported; supported: {', '.join(supported())}")
+    architecture = describe(model_type)
+    if model_class is not None and model_class != architecture.model_class:
+        raise UnsupportedError(f"a {model_class} cannot be widened; load it as {architecture.model_class}")
+    return architecture
+
+
+def table() -> list[dict[str, str]]:
+    """What is supported, one entry a ``model_type``: also ``model_class``, ``gguf`` and ``notes``."""
+    return [
+        {
+            "model_type": model_type,
+            "model_class": architecture.model_class,
+            "gguf": architecture.gguf,
+            "notes": architecture.notes,
+        }
+        for model_type, architecture in ((model_type, describe(model_type)) for model_type in supported())
+    ]
+
+
+def of_gguf(name: str) -> tuple[Architecture, ...]:
+    """Every architecture that is ``name`` in a GGUF; all of them have the same tensors there.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    known = [describe(model_type) for model_type in supported()]
+    found = tuple(architecture for architecture in known if architecture.gguf == name)
+    if not found:
+        names = ", ".join(sorted({architecture.gguf for architecture in known}))
+        raise UnsupportedError(f"architecture {name!r} cannot be converted, only: {names}")
+    return found

@@ -1,0 +1,28 @@
+"""Gemma, the first: embeddings are scaled by the root of the width, norms add 1 to their weights, FFNs use GELU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import Architecture
+
+
+def _refusal(config: Any) -> str | None:
+    if not config.tie_word_embeddings:
+        return "its output projection is not its embedding"
+    if config.use_bidirectional_attention:
+        return "it attends in both directions"
+    return None
+
+
+ARCHITECTURE = Architecture(
+    gguf="gemma",
+    model_class="GemmaForCausalLM",
+    interleaved_rope=False,
+    notes="Gemma 1; rows of a trained table are not scaled; no plainly widened checkpoint",
+    refusal=_refusal,
+    norm_epsilon="eps",
+    norm_offset=1.0,
+    activation="gelu_pytorch_tanh",
+    not_widened="its embeddings would be scaled by the root of the larger width",
+)

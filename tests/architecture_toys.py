@@ -1,0 +1,182 @@
+"""A tiny random model of every architecture, in torch and as GGUF, written without llama.cpp's slow converter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from otter_gguf.converters.adapter import convert_adapter
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from otter_gguf import _native
+from otter_gguf.architectures import find
+from otter_gguf.config import HeadConfig, InsertionConfig
+from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.encoding import KeyValue
+from otter_gguf.gguf.writer import TensorPlan, write_gguf
+from otter_gguf.training import OtterModel, geometry, insert
+from tests.gguf.toy_files import GEOMETRY, Float32, base_metadata, rope_order
+
+HEADS = (
+    HeadConfig(),
+    HeadConfig("safety", ("harm", "help"), "both", "tanh", (2.0, 0.5), (0.0, -1.0)),
+    HeadConfig("plain", ("x",), "base", "sigmoid"),
+)
+
+# What each architecture has besides Llama's sizes; a file without an entry here fails every test.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 32, "tie_word_embeddings": True},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.4,
+    },
+    "llama": {"head_dim": 16},
+    "mistral": {"head_dim": 32, "sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "smollm3": {"num_hidden_layers": 4},
+}
+
+_MODULES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def toy(model_type: str, seed: int = 0, **changes: Any) -> Any:
+    """A model with weights so large that every part of it matters; norms and biases are random too."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 288,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+        "initializer_range": 0.15,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **{**sizes, **SPECIAL[model_type], **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5).sub_(find(model_type).norm_offset)
+            elif name.endswith(".bias"):
+                parameter.uniform_(-1.0, 1.0)
+    return model
+
+
+def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
+    """It as GGUF, matrices in ``type``."""
+    architecture = find(model.config.model_type)
+    sizes = geometry(model)
+    entries = {entry.key: entry for entry in (*base_metadata(sizes), *_metadata(model.config, architecture.gguf))}
+    tensors = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    rotated = sizes.head_dim if architecture.interleaved_rope else 0
+    plans = [
+        _plan(name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, rotated)
+        for name, tensor in tensors.items()
+    ]
+    write_gguf(path, list(entries.values()), plans, force=True)
+    return path
+
+
+def _metadata(config: Any, prefix: str) -> list[KeyValue]:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = {
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "attention.scale": getattr(config, "attention_multiplier", None),
+        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "residual_scale": getattr(config, "residual_multiplier", None),
+        "logit_scale": getattr(config, "logits_scaling", None),
+    }
+    return [
+        KeyValue(f"{prefix}.attention.key_length", "u32", head_dim),
+        KeyValue(f"{prefix}.attention.value_length", "u32", head_dim),
+        *(KeyValue(f"{prefix}.{name}", "f32", value) for name, value in numbers.items() if value is not None),
+    ]
+
+
+def _plan(name: str, values: Float32, type: str, rotated: int) -> TensorPlan:
+    module, _, kind = name.rpartition(".")
+    layer = ""
+    if module.startswith("model.layers."):
+        number, module = module.removeprefix("model.layers.").split(".", 1)
+        layer = f"blk.{number}."
+    if rotated and module.endswith(("q_proj", "k_proj")):
+        values = rope_order(values, rotated)
+    type = "F32" if values.ndim == 1 else type
+    rows = np.atleast_2d(values)
+    return TensorPlan(
+        f"{layer}{_MODULES[module]}.{kind}", type, values.shape[::-1], lambda: [_native.quantize(rows, type)]
+    )
+
+
+def write_sentencepiece(path: Path) -> None:
+    """The toys' pieces as ``tokenizer.model``, which llama.cpp's converter takes for every architecture."""
+    from sentencepiece import sentencepiece_model_pb2  # an extra of the tests that only slow ones need
+
+    model = cast(Any, sentencepiece_model_pb2).ModelProto()
+    tokens = {entry.key: entry.value for entry in base_metadata(GEOMETRY) if entry.key.startswith("tokenizer.")}
+    for piece, score, kind in zip(
+        *(tokens[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")), strict=True
+    ):
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.model_type = 2  # byte-pair encoding
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.vocab_size = len(model.pieces)
+    path.write_bytes(model.SerializeToString())
+
+
+def widen(model: Any, init: Any = "normal", **changes: Any) -> OtterModel:
+    """Different sizes in the layers, random weights everywhere: zeros would hide mistakes."""
+    base = geometry(model)
+    sizes: dict[str, Any] = {
+        "width": 32,
+        "n_head_kv": tuple(1 + i % 2 for i in range(base.n_layer)),
+        "n_ff": tuple(32 if i != 1 else 8 for i in range(base.n_layer)),
+        "heads": HEADS,
+        "state_offset": 3,
+        **changes,
+    }
+    otter = insert(model, InsertionConfig(base, **sizes), init, init_std=0.05)
+    if init != "copy":
+        with torch.no_grad():
+            for name, parameter in otter.inserted_parameters().items():
+                torch.manual_seed(len(name))
+                parameter.add_(0.03 * torch.randn_like(parameter))
+    return otter
+
+
+def write_widened(folder: Path, otter: OtterModel, base: Path, outtype: str = "f32") -> Path:
+    """The sidecar of a widened toy."""
+    otter.save_pretrained(folder / "adapter", force=True)
+    with BaseFiles.open(base) as files:
+        convert_adapter(folder / "adapter", folder / "toy.otter.gguf", files, outtype=outtype, force=True)
+    return folder / "toy.otter.gguf"

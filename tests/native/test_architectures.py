@@ -1,0 +1,339 @@
+"""Every architecture: base logits bit for bit those of stock llama.cpp, rewards those of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pytest
+import torch
+from otter_gguf.converters.base import convert_base
+
+from otter_gguf import _native
+from otter_gguf.architectures import find, supported
+from otter_gguf.config import InsertionConfig
+from otter_gguf.errors import FileError, MismatchError, UnsupportedError
+from otter_gguf.gguf.base import BaseFiles, base_geometry
+from otter_gguf.gguf.encoding import KeyValue
+from otter_gguf.loading import check_files
+from otter_gguf.training import OtterModel, geometry
+from tests.architecture_toys import HEADS, toy, widen, write_sentencepiece, write_toy, write_widened
+from tests.gguf.toy_files import rewrite
+from tests.native.helpers import Float32, base_logits, feed, feed_chunks, open_base, open_otter, random_tokens
+
+TOLERANCE = 1e-4
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "everywhere": {},
+    "table": {"state_source": "table"},
+    "odd width": {"width": 5, "state_offset": 11},
+    "attention only": {"n_ff": 0},
+    "ffn only": {"n_head_kv": 0},
+    "head only": {"width": 0, "n_head_kv": 0, "n_ff": 0, "heads": HEADS[2:]},
+}
+CACHES: dict[str, dict[str, Any]] = {
+    "f32": {},
+    "f16": {"type_k": "f16", "type_v": "f16"},
+    "f16 flash": {"type_k": "f16", "type_v": "f16", "flash_attn": "on"},
+}
+
+
+def _other_multiplier(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.residual_multiplier *= 1.1
+
+
+def _less_of(*names: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        for name, parameter in model.named_parameters():
+            if name.endswith(names):
+                parameter.data.mul_(0.5)
+
+    return change
+
+
+def _rope_everywhere(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.use_rope = True
+
+
+# Changes of the special part of an architecture.
+SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
+    "gemma": _less_of("norm.weight"),
+    "granite": _other_multiplier,
+    "qwen2": _less_of("q_proj.bias", "k_proj.bias", "v_proj.bias"),
+    "qwen3": _less_of("q_norm.weight", "k_norm.weight"),
+    "smollm3": _rope_everywhere,
+}
+every_architecture = pytest.mark.parametrize("model_type", supported())
+
+
+class Toy(NamedTuple):
+    """A widened toy: in torch, and its two files."""
+
+    torch: OtterModel
+    base: Path
+    sidecar: Path
+    config: InsertionConfig
+
+
+def make(folder: Path, model_type: str, type: str = "F32", init: str = "normal", **changes: Any) -> Toy:
+    model = toy(model_type)
+    layers = model.config.num_hidden_layers
+    sizes = {name: (size,) * layers if name in ("n_head_kv", "n_ff") else size for name, size in changes.items()}
+    base = write_toy(folder / f"base-{type}.gguf", model, type)
+    otter = widen(model, init, **sizes)
+    return Toy(otter, base, write_widened(folder, otter, base), otter.insertion)
+
+
+def in_torch(otter: OtterModel, tokens: Any) -> tuple[Float32, Float32]:
+    """Logits and rewards (tokens, ...) of one text."""
+    with torch.no_grad():
+        output = otter(torch.from_numpy(np.asarray(tokens, np.int64))[None])
+    assert output.rewards is not None
+    return output.logits[0].numpy(), output.rewards[0].numpy()
+
+
+class _TableGelu(torch.nn.Module):
+    """ggml's GELU on the CPU: a table over all 16-bit numbers, straight lines beyond 10."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        looked_up = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, looked_up, x.clamp(min=0))
+
+
+def activate_as_ggml(otter: OtterModel) -> None:
+    """SiLU is exact in both; GELU is not."""
+    if otter.config.hidden_act != "silu":
+        for layer in cast(Any, otter.base_model).model.layers:
+            activation = layer.mlp.act_fn
+            if hasattr(activation, "base"):
+                activation.base = _TableGelu()
+            else:
+                layer.mlp.act_fn = _TableGelu()
+
+
+def assert_close(made: Toy, found: Float32, expected: Float32, logits: float = 5e-3) -> float:
+    """The largest difference. Where GELU is rounded to 16 bits, a number at the edge of two tells others now and then:
+    most are as close as ever, and none is further than twice what the logits are."""
+    difference = np.abs(found - expected)
+    if made.torch.config.hidden_act == "silu":
+        assert difference.max() <= TOLERANCE
+    else:
+        assert np.quantile(difference, 0.9) <= TOLERANCE
+        assert difference.max() <= 2 * logits
+    return float(difference.max())
+
+
+@every_architecture
+@pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0"])
+def test_logits_are_identical(model_type: str, type: str, tmp_path: Path) -> None:
+    """A prompt and single tokens, with every kind of cache."""
+    made = make(tmp_path, model_type, type)
+    tokens = random_tokens(60)
+    for cache in CACHES.values():
+        for size in (40, 1):
+            plain = base_logits(open_base(made.base, **cache), tokens, size)
+            logits, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config, **cache), tokens, size)
+            assert np.array_equal(plain.view(np.uint32), logits.view(np.uint32))
+            assert rewards.std(axis=0).min() > 1e-3
+
+
+@every_architecture
+def test_logits_are_identical_with_k_types_and_a_quantized_cache(model_type: str, tmp_path: Path) -> None:
+    """Rows long enough for blocks of 256; llama.cpp mixes what it stores in such a cache, the inserted heads' too."""
+    model = toy(model_type, hidden_size=256, intermediate_size=256, head_dim=64)
+    base = write_toy(tmp_path / "base.gguf", model, "Q4_K")
+    otter = widen(model)
+    sidecar = write_widened(tmp_path, otter, base, "q8_0")
+    cache = {"type_k": "q8_0", "type_v": "q8_0", "flash_attn": "on"}
+    tokens = random_tokens(40)
+    for size in (20, 1):
+        plain = base_logits(open_base(base, **cache), tokens, size)
+        logits, rewards = feed_chunks(open_otter(base, sidecar, otter.insertion, **cache), tokens, size)
+        assert np.array_equal(plain.view(np.uint32), logits.view(np.uint32))
+        assert rewards.std(axis=0).min() > 1e-3
+
+
+@every_architecture
+def test_logits_are_identical_with_several_sequences(model_type: str, tmp_path: Path) -> None:
+    """Two texts in a batch, a copied, cut and continued one, a saved and restored one."""
+    made = make(tmp_path, model_type, "Q8_0")
+    tokens, found = random_tokens(60), []
+    for context in (open_base(made.base), open_otter(made.base, made.sidecar, made.config)):
+        feed(context, tokens[:40], sequences=[0] * 25 + [1] * 15, positions=[*range(25), *range(15)])
+        logits = [context.logits().copy()]
+        context.sequence_copy(0, 2)
+        assert context.sequence_remove(2, 20)
+        feed(context, tokens[40:43], sequences=[0, 1, 2], positions=[25, 15, 20])
+        logits.append(context.logits().copy())
+        state = context.state()
+        feed(context, tokens[43:50], 26)
+        logits.append(context.logits().copy())
+        context.load_state(state)
+        feed(context, tokens[43:50], 26)
+        logits.append(context.logits().copy())
+        found.append(np.concatenate(logits))
+    assert np.array_equal(found[0], found[1])
+
+
+@every_architecture
+def test_a_context_shift_rotates_the_inserted_keys_too(model_type: str, tmp_path: Path) -> None:
+    """With one layer no key depends on another token, so what is left is as if it had been fed without the rest."""
+    model = toy(model_type, num_hidden_layers=1)
+    base = write_toy(tmp_path / "base.gguf", model)
+    otter = widen(model)
+    sidecar = write_widened(tmp_path, otter, base)
+    tokens, logits = random_tokens(60), []
+    for context in (open_base(base), open_otter(base, sidecar, otter.insertion)):
+        feed(context, tokens[:40])
+        assert context.sequence_remove(0, 5, 15)
+        context.sequence_shift(0, 15, 40, -10)
+        feed(context, tokens[40:], 30)
+        logits.append(context.logits().copy())
+    assert np.array_equal(logits[0], logits[1])
+    left = np.concatenate([tokens[:5], tokens[15:]])
+    _, expected = feed_chunks(open_otter(base, sidecar, otter.insertion), left, 50)
+    _, of_all = feed_chunks(open_otter(base, sidecar, otter.insertion), tokens, 60)
+    assert np.abs(context.rewards() - expected[30:]).max() <= TOLERANCE
+    assert np.abs(context.rewards() - of_all[40:]).max() > 1e-3
+
+
+@pytest.mark.slow
+@every_architecture
+def test_the_toys_are_what_llama_cpps_converter_makes(model_type: str, tmp_path: Path) -> None:
+    """The toys are written by the tests; this is the proof that their names, order of rows and keys are right."""
+    model = toy(model_type)
+    model.save_pretrained(tmp_path / "hf")
+    write_sentencepiece(tmp_path / "hf" / "tokenizer.model")
+    convert_base(tmp_path / "hf", tmp_path / "converted.gguf", outtype="f32")
+    tokens = random_tokens(40)
+    found = base_logits(open_base(tmp_path / "converted.gguf"), tokens, 40)
+    assert np.array_equal(found, base_logits(open_base(write_toy(tmp_path / "toy.gguf", model)), tokens, 40))
+    with BaseFiles.open(tmp_path / "converted.gguf") as files:
+        _native.check_base(files.head)
+        assert base_geometry(files) == geometry(model)
+
+
+@every_architecture
+def test_other_base_weights_change_logits(model_type: str, tmp_path: Path) -> None:
+    """The comparison can fail."""
+    first, second = (write_toy(tmp_path / f"{seed}.gguf", toy(model_type, seed)) for seed in (0, 1))
+    tokens = random_tokens(20)
+    assert not np.array_equal(base_logits(open_base(first), tokens, 20), base_logits(open_base(second), tokens, 20))
+
+
+@every_architecture
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_rewards_agree_with_torch(model_type: str, placement: str, tmp_path: Path) -> None:
+    """Many tokens at once, and the fused nodes for a few."""
+    made = make(tmp_path, model_type, **PLACEMENTS[placement])
+    tokens = random_tokens(100, seed=3)
+    activate_as_ggml(made.torch)
+    expected_logits, expected = in_torch(made.torch, tokens)
+    for size in (100, 3):
+        logits, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config), tokens, size)
+        assert_close(made, rewards, expected, assert_close(made, logits, expected_logits))
+    scores = open_otter(made.base, made.sidecar, made.config, n_ubatch=64).score(tokens)
+    assert_close(made, scores, expected, np.abs(logits - expected_logits).max())
+    assert expected.std(axis=0).min() > 1e-2  # the rewards say something
+
+
+def test_rewards_agree_with_torchs_own_gelu_as_well_as_logits_do(tmp_path: Path) -> None:
+    """ggml looks GELU up in a table of 16-bit numbers, for the base and for what is inserted."""
+    made = make(tmp_path, "gemma")
+    tokens = random_tokens(100, seed=3)
+    expected_logits, expected = in_torch(made.torch, tokens)
+    for size in (100, 3):
+        logits, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config), tokens, size)
+        difference = np.abs(logits - expected_logits).max()
+        assert TOLERANCE < difference < 1e-2
+        assert np.abs(rewards - expected).max() <= 2 * difference
+
+
+@pytest.mark.parametrize("model_type", SPECIAL_PARTS)
+def test_the_special_part_matters(model_type: str, tmp_path: Path) -> None:
+    """The negative twin: without what the architecture is special for, rewards are others."""
+    made = make(tmp_path, model_type)
+    activate_as_ggml(made.torch)
+    tokens = random_tokens(50)
+    _, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config), tokens, 50)
+    changed = toy(model_type)
+    SPECIAL_PARTS[model_type](changed)
+    assert np.abs(in_torch(widen(changed), tokens)[1] - rewards).max() > 1e-3
+    assert np.abs(in_torch(made.torch, tokens)[1] - rewards).max() <= TOLERANCE
+
+
+@every_architecture
+def test_copy_initialisation_keeps_the_copied_channels(model_type: str, tmp_path: Path) -> None:
+    made = make(tmp_path, model_type, init="copy", state_offset=7)
+    context = open_otter(made.base, made.sidecar, made.config, hidden_states=True)
+    feed(context, random_tokens(60))
+    h, h_inserted = context.hidden_states()
+    assert np.abs(h_inserted - h[:, 7:39]).max() <= TOLERANCE
+    assert np.abs(h_inserted - h[:, 6:38]).max() > 0.1
+
+
+@every_architecture
+def test_a_base_of_the_same_sizes_is_refused(model_type: str, tmp_path: Path) -> None:
+    made = make(tmp_path, model_type)
+    assert check_files(made.base, made.sidecar).insertion == made.config
+    other = write_toy(tmp_path / "other.gguf", toy(model_type, seed=1))
+    with pytest.raises(MismatchError, match=r"fingerprint is .* \(same sizes, but other weights"):
+        check_files(other, made.sidecar)
+
+
+def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    made = make(tmp_path, "qwen3")
+    other = write_toy(tmp_path / "other.gguf", toy("llama", head_dim=32))
+    with pytest.raises(MismatchError, match=r"architecture is llama, expected qwen3; fingerprint is"):
+        check_files(other, made.sidecar)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [
+        ("granite", "blk.1.ffn_gate.weight"),
+        ("qwen2", "blk.0.attn_output.weight"),
+        ("qwen3", "blk.1.attn_q_norm.weight"),
+        ("smollm3", "blk.3.attn_k.weight"),
+    ],
+)
+def test_a_base_without_one_of_its_tensors_is_refused(model_type: str, missing: str, tmp_path: Path) -> None:
+    whole = write_toy(tmp_path / "whole.gguf", toy(model_type))
+    damaged = rewrite(whole, tmp_path / "damaged.gguf", tensors={missing: None})
+    with _native.GgufFile(str(whole)) as file:
+        _native.check_base(file)
+    with (
+        _native.GgufFile(str(damaged)) as file,
+        pytest.raises(FileError, match=f"not those of a {find(model_type).gguf} model .*missing: {missing}"),
+    ):
+        _native.check_base(file)
+
+
+def test_granite_needs_its_logit_scale(tmp_path: Path) -> None:
+    whole = write_toy(tmp_path / "whole.gguf", toy("granite"))
+    key = KeyValue("granite.logit_scale", "f32", 0.0)
+    for number, entry in enumerate((key, None)):
+        damaged = rewrite(whole, tmp_path / f"{number}.gguf", metadata={key.key: entry})
+        with _native.GgufFile(str(damaged)) as file, pytest.raises(FileError, match=r"granite\.logit_scale"):
+            _native.check_base(file)
+
+
+def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    """A model that llama.cpp runs and nobody has described here."""
+    made = make(tmp_path, "llama")
+    renamed = {
+        entry.key: entry
+        for key, type, value in _entries(made.base)
+        if (entry := KeyValue(key.replace("llama.", "olmo2.", 1), type, value if value != "llama" else "olmo2"))
+    }
+    other = rewrite(made.base, tmp_path / "other.gguf", metadata=renamed)
+    with pytest.raises(UnsupportedError, match="architecture 'olmo2' cannot be widened"):
+        open_otter(other, made.sidecar, made.config)
+
+
+def _entries(path: Path) -> list[tuple[str, str, Any]]:
+    with _native.GgufFile(str(path)) as file:
+        return [(key, file.key_type(key), file.value(key)) for key in file.keys if not key.startswith("tokenizer.")]

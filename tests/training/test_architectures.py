@@ -1,0 +1,250 @@
+"""Every architecture in torch: an untouched base, gradients, and the form of a plainly widened model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from otter_gguf.converters.widened import convert_widened
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from otter_gguf import _native
+from otter_gguf.architectures import find, of_gguf, supported
+from otter_gguf.errors import MismatchError, UnsupportedError
+from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.training import OtterModel, geometry
+from otter_gguf.training.gguf_base import load_gguf_base
+from tests.architecture_toys import toy, widen, write_toy, write_widened
+
+TOKENS = torch.randint(3, 288, (2, 23), generator=torch.Generator().manual_seed(5))
+
+every_architecture = pytest.mark.parametrize("model_type", supported())
+NOT_WIDENED = [model_type for model_type in supported() if find(model_type).not_widened]
+every_widened = pytest.mark.parametrize("model_type", [name for name in supported() if name not in NOT_WIDENED])
+
+
+def uniform(model: Any, **changes: Any) -> OtterModel:
+    """The same sizes in every layer, as a widened checkpoint needs them."""
+    layers = model.config.num_hidden_layers
+    return widen(model, n_head_kv=(2,) * layers, n_ff=(12,) * layers, state_source="table", **changes)
+
+
+@every_architecture
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_base_computes_the_same_bits(model_type: str, attention: str) -> None:
+    """In one go and token by token; and without the insertion, as if it had never been there."""
+    base = toy(model_type)
+    base.set_attn_implementation(attention)
+    with torch.no_grad():
+        plain = base(TOKENS).logits
+        cache = base(TOKENS[:, :20]).past_key_values
+        step = base(TOKENS[:, 20:], past_key_values=cache).logits
+        otter = widen(base)
+        assert torch.equal(otter(TOKENS).logits, plain)
+        first = otter(TOKENS[:, :20], use_cache=True)
+        second = otter(TOKENS[:, 20:], past_key_values=first.past_key_values)
+        assert torch.equal(second.logits, step)
+        whole = otter(TOKENS).rewards
+        assert (second.rewards - whole[:, 20:]).abs().max() < 1e-4
+        with otter.disable_insertion():
+            assert torch.equal(otter(TOKENS).logits, plain)
+
+
+@every_architecture
+def test_gradients_reach_every_inserted_tensor_and_nothing_else(model_type: str) -> None:
+    otter = widen(toy(model_type), state_source="table")
+    rewards = otter(TOKENS, use_cache=False).rewards
+    assert rewards is not None
+    rewards.square().sum().backward()
+    inserted = otter.inserted_parameters()
+    assert all(tensor.grad is not None and tensor.grad.abs().max() > 1e-6 for tensor in inserted.values())
+    assert all(parameter.grad is None for parameter in otter.parameters() if not parameter.requires_grad)
+    assert sum(parameter.requires_grad for parameter in otter.parameters()) == len(inserted)
+
+
+@every_architecture
+def test_gradients_are_those_of_differences(model_type: str) -> None:
+    """Along a random direction of all inserted tensors, in double precision."""
+    otter = widen(toy(model_type).double(), state_source="table").double()
+    tensors = list(otter.inserted_parameters().values())
+    generator = torch.Generator().manual_seed(0)
+    direction = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in tensors]
+
+    def loss() -> Tensor:
+        rewards = otter(TOKENS, use_cache=False).rewards
+        assert rewards is not None
+        return cast(Tensor, rewards[..., :3].sin().sum())
+
+    def moved(step: float) -> float:
+        with torch.no_grad():
+            for tensor, along in zip(tensors, direction, strict=True):
+                tensor.add_(along, alpha=step)
+            value = float(loss())
+            for tensor, along in zip(tensors, direction, strict=True):
+                tensor.sub_(along, alpha=step)
+        return value
+
+    loss().backward()
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    slope = sum(float((grad * along).sum()) for grad, along in zip(gradients, direction, strict=True))
+    assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-3)
+
+
+class _PartialNorm(nn.Module):
+    """The paper's one-line change, made to the norm of a plainly widened model."""
+
+    def __init__(self, norm: Any, columns: int) -> None:
+        super().__init__()
+        self.weight, self.epsilon, self.columns = norm.weight, norm.variance_epsilon, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = x[..., : self.columns].pow(2).mean(-1, keepdim=True)
+        return cast(Tensor, self.weight * x * torch.rsqrt(square + self.epsilon))
+
+
+@every_widened
+def test_it_is_a_plainly_widened_model_with_partial_norms(model_type: str, tmp_path: Path) -> None:
+    """transformers' own model of the larger sizes knows nothing of an insertion, and computes the same states."""
+    base = toy(model_type)
+    otter = uniform(base)
+    otter.export_widened(tmp_path)
+    expected = otter(TOKENS)
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, module in list(wide.named_modules()):
+        if name.endswith(("layernorm", "model.norm")):
+            wide.set_submodule(name, _PartialNorm(module, 64))
+    states: list[Tensor] = []
+    wide.get_submodule("model.norm").register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    with torch.no_grad():
+        logits = wide(TOKENS).logits
+    assert expected.final_state is not None
+    assert wide.config.hidden_size == 96
+    assert (states[0] - expected.final_state).abs().max() < 1e-4
+    assert (logits - expected.logits).abs().max() < 1e-4
+
+
+@every_widened
+def test_every_form_holds_the_same_tensors(model_type: str, tmp_path: Path) -> None:
+    """Adapter, widened checkpoint and the sidecars of both."""
+    otter = uniform(toy(model_type))
+    tensors = {name: tensor.detach().clone() for name, tensor in otter.inserted_parameters().items()}
+    otter.export_widened(tmp_path / "wide")
+    base = write_toy(tmp_path / "base.gguf", toy(model_type))
+    sidecar = write_widened(tmp_path, otter, base)
+    again = OtterModel.from_widened(tmp_path / "wide", toy(model_type))
+    adapter = OtterModel.from_pretrained(toy(model_type), tmp_path / "adapter")
+    for model in (again, adapter):
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.inserted_parameters().items())
+    with BaseFiles.open(base) as files:
+        convert_widened(tmp_path / "wide", tmp_path / "wide.otter.gguf", files, outtype="f32")
+    with _native.GgufFile(str(sidecar)) as one, _native.GgufFile(str(tmp_path / "wide.otter.gguf")) as other:
+        assert [tensor.name for tensor in one.tensors] == [tensor.name for tensor in other.tensors]
+        for tensor in one.tensors:
+            assert np.array_equal(one.tensor_data(tensor.name), other.tensor_data(tensor.name)), tensor.name
+
+
+@pytest.mark.parametrize("model_type", NOT_WIDENED)
+def test_no_widened_checkpoint_where_it_would_be_another_model(model_type: str, tmp_path: Path) -> None:
+    """Refused in every direction: written, read, converted."""
+    with pytest.raises(UnsupportedError, match="there is no widened checkpoint of a"):
+        uniform(toy(model_type)).export_widened(tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
+    otter = uniform(toy(model_type))
+    record = {"insertion": otter.insertion.to_dict()}
+    data = {"architectures": [find(model_type).model_class], "otter": record}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    base = write_toy(tmp_path / "base.gguf", toy(model_type))
+    with pytest.raises(UnsupportedError, match="there is no widened checkpoint of a"):
+        OtterModel.from_widened(tmp_path, toy(model_type))
+    (tmp_path / "model.safetensors").write_bytes(save({"x": torch.zeros(1)}))
+    with BaseFiles.open(base) as files, pytest.raises(UnsupportedError, match="there is no widened checkpoint of a"):
+        convert_widened(tmp_path, tmp_path / "wide.otter.gguf", files, base_hf=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("qwen2", "model.layers.0.self_attn.k_proj.bias"), ("qwen3", "model.layers.1.self_attn.q_norm.weight")],
+)
+def test_a_widened_checkpoint_of_another_base_is_refused(model_type: str, name: str, tmp_path: Path) -> None:
+    """What belongs to the base alone is compared too, in torch and by the converter."""
+    uniform(toy(model_type)).export_widened(tmp_path / "wide")
+    other = toy(model_type)
+    with torch.no_grad():
+        other.get_parameter(name)[3] += 1.0
+    base = write_toy(tmp_path / "base.gguf", other)
+    with pytest.raises(MismatchError, match=name.replace(".", r"\.")):
+        OtterModel.from_widened(tmp_path / "wide", copy.deepcopy(other))
+    with BaseFiles.open(base) as files, pytest.raises(MismatchError, match=name.replace(".", r"\.")):
+        convert_widened(tmp_path / "wide", tmp_path / "wide.otter.gguf", files, outtype="f32")
+
+
+@every_architecture
+def test_a_base_from_gguf_is_the_same_or_refused(model_type: str, tmp_path: Path) -> None:
+    """transformers reads some architectures from GGUF; for the others the Hugging Face folder is needed."""
+    model = toy(model_type)
+    base = write_toy(tmp_path / "base.gguf", model)
+    if model_type in ("gemma", "granite", "smollm3"):
+        with pytest.raises(UnsupportedError, match="transformers cannot load it"):
+            load_gguf_base(base)
+        return
+    found = load_gguf_base(base)
+    with torch.no_grad():
+        assert torch.equal(found(TOKENS).logits, model(TOKENS).logits)
+    assert geometry(found) == geometry(model)
+
+
+@every_architecture
+def test_another_base_is_refused(model_type: str, tmp_path: Path) -> None:
+    widen(toy(model_type)).save_pretrained(tmp_path)
+    OtterModel.from_pretrained(toy(model_type), tmp_path)
+    with pytest.raises(MismatchError, match="made for another base"):
+        OtterModel.from_pretrained(toy(model_type, seed=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("smollm3", {"no_rope_layer_interval": 3}, "other layers without rotary embedding than each 4th"),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "a sliding window"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "a sliding window"),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "a sliding window"),
+        ("gemma", {"tie_word_embeddings": False}, "its output projection is not its embedding"),
+        ("gemma", {"use_bidirectional_attention": True}, "it attends in both directions"),
+        ("gemma", {"hidden_act": "silu"}, "hidden_act is silu, expected gelu_pytorch_tanh"),
+        ("granite", {"hidden_act": "gelu"}, "hidden_act is gelu, expected silu"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act is relu, expected silu"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(model_type: str, changes: dict[str, Any], reason: str) -> None:
+    assert geometry(toy(model_type)).architecture == find(model_type).gguf
+    with pytest.raises(UnsupportedError, match=reason):
+        geometry(toy(model_type, **changes))
+
+
+def test_biases_of_maps_back_to_the_residual_are_refused() -> None:
+    for model_type, module in (("granite", "o_proj"), ("smollm3", "o_proj"), ("qwen3", "o_proj")):
+        with pytest.raises(UnsupportedError, match=f"{module} has a bias"):
+            widen(toy(model_type, attention_bias=True))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"model type 'gpt2' is not supported; supported: gemma, granite, llama"):
+        find("gpt2")
+    with pytest.raises(UnsupportedError, match=r"architecture 'gpt2' cannot be converted, only: gemma, granite, llama"):
+        of_gguf("gpt2")
+    assert {architecture.model_class for architecture in of_gguf("llama")} == {"LlamaForCausalLM", "MistralForCausalLM"}
+
+
+def test_architectures_of_one_gguf_name_have_the_same_tensors_there() -> None:
+    for model_type in supported():
+        for other in of_gguf(find(model_type).gguf):
+            assert other.interleaved_rope == find(model_type).interleaved_rope
+            assert other.attention.head_norms == find(model_type).attention.head_norms
+            assert other.attention.input_bias == find(model_type).attention.input_bias
