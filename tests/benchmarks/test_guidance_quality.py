@@ -33,7 +33,7 @@ def test_the_page_has_a_row_for_each() -> None:
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guidance_quality, "POLICIES", ("args:weight=2.0", "gated:entropy=1.0+args:weight=2.0"))
+    monkeypatch.setattr(guidance_quality, "POLICIES", (guidance_quality.ARGS, guidance_quality.GATED))
     document, figures = tmp_path / "guidance.md", tmp_path / "figures.json"
     (tmp_path / "images").mkdir()
     document.write_text("# Page\n\n## Measured\n\nold\n\n## Next\n\nstays\n", encoding="utf-8")
