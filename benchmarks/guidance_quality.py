@@ -43,7 +43,7 @@ from otter_gguf.guidance import spec
 from otter_gguf.options import LoadOptions
 
 HEADING = "## Measured"
-IMAGE = Path("images") / "guidance-quality.svg"
+IMAGE = Path("images") / "guidance-quality.png"
 ARGS, GATED = "args:weight=2.0", "gated:entropy=1.0+args:weight=2.0"
 POLICIES = (
     "args:weight=0.5",
@@ -158,7 +158,7 @@ TEMPLATE = """{heading}
 
 Written by `python -m benchmarks.guidance_quality --document docs/guidance.md`; do not edit by hand.
 
-![Judge and cost, judge and weight, rewards of tokens](images/guidance-quality.svg)
+![Judge and cost, judge and weight, rewards of tokens](images/guidance-quality.png)
 
 The demo model: {prompts} prompts, {seeds} seeds, {tokens} tokens each (end of text forbidden, so that all are as long),
 temperature {temperature:g}; plain decoding draws from its {top_k} best tokens. **Judge**: mean of the demo's, -1 to 1,

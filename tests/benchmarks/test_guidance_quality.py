@@ -36,14 +36,14 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance_quality, "POLICIES", (guidance_quality.ARGS, guidance_quality.GATED))
     document, figures = tmp_path / "guidance.md", tmp_path / "figures.json"
     (tmp_path / "images").mkdir()
-    document.write_text("# Page\n\n## Measured\n\nold\n\n## Next\n\nstays\n", encoding="utf-8")
+    document.write_text("# Page\n\n## Measured\n\nyesterday\n\n## Next\n\nstays\n", encoding="utf-8")
     small = ["--prompts", "3", "--seeds", "1", "-n", "4", "--pairs", "16", "--work", str(tmp_path / "work")]
     assert guidance_quality.main([*small, "--document", str(document), "--json", str(figures)]) == 0
     text = document.read_text(encoding="utf-8")
     assert "| `args:weight=2.0 (second model)` " in text
-    assert "old" not in text
+    assert "yesterday" not in text
     assert text.endswith("## Next\n\nstays\n")
     arms = json.loads(figures.read_text())["arms"]
     assert [arm["name"] for arm in arms][:2] == ["plain", "args:weight=2.0"]
     assert arms[1]["cost"]["fed_per_token"] == 10
-    assert (tmp_path / "images" / "guidance-quality.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "images" / "guidance-quality.png").read_bytes().startswith(b"\x89PNG")
