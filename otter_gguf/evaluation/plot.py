@@ -14,6 +14,7 @@ from .runner import PLAIN
 
 _INK, _GRID, _GREY = "#2b2d42", "#e6e8ee", "#9aa3b5"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
+_MARKERS = ("o", "s", "^", "D", "v")
 _BINS = 40
 
 Panel = Callable[[Any], None]
@@ -35,7 +36,7 @@ def save_plot(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure
 
     drawn = panels(results)
-    rows = (len(drawn) + 1) // 2
+    rows = len(drawn) // 2 + 1  # with a place for the key
     figure = Figure(figsize=(12, 4.4 * rows), dpi=130, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
@@ -44,6 +45,7 @@ def save_plot(results: Results, path: Path) -> None:
         panel(axes)
     for axes in grid[len(drawn) :]:
         axes.set_axis_off()
+    _key(grid[len(drawn)], results)
     with atomic_path(path, force=True) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -75,11 +77,10 @@ def weight_families(arms: Sequence[ArmResult]) -> dict[str, list[ArmResult]]:
 
 def _against_cost(results: Results, metric: str) -> Panel:
     def draw(axes: Any) -> None:
-        for arm, colour in zip(results.arms, _colours(results.arms), strict=True):
+        for arm, colour, marker in zip(results.arms, _colours(results.arms), _markers(results.arms), strict=True):
             estimate = arm.metrics[metric]
             place = (arm.cost.time_ratio, estimate.mean)
-            axes.errorbar(*place, yerr=estimate.error, fmt="o", color=colour, capsize=3, label=arm.name)
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+            axes.errorbar(*place, yerr=estimate.error, fmt=marker, color=colour, capsize=3)
         _label(
             axes, f"{metric.capitalize()} against cost", "time a token, times plain decoding", f"mean {metric} ± s.e."
         )
@@ -109,9 +110,24 @@ def _histogram(axes: Any, results: Results) -> None:
         if arm.token_rewards:
             weights = [1 / len(arm.token_rewards)] * len(arm.token_rewards)
             style = {"bins": _BINS, "range": (low, high), "histtype": "step", "linewidth": 1.6}
-            axes.hist(arm.token_rewards, weights=weights, color=colour, label=arm.name, **style)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+            axes.hist(arm.token_rewards, weights=weights, color=colour, **style)
     _label(axes, "Rewards by token", "the guide's reward behind a token", "share of tokens")
+
+
+def _key(axes: Any, results: Results) -> None:
+    """What the colours and marks of the other panels stand for, in a place of its own: there may be many."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=arm.name)
+        for arm, colour, marker in zip(results.arms, _colours(results.arms), _markers(results.arms), strict=True)
+    ]
+    axes.legend(handles=handles, loc="center left", frameon=False, labelcolor=_INK, fontsize=8)
+
+
+def _markers(arms: Sequence[ArmResult]) -> list[str]:
+    """Another one with each round of the colours."""
+    return ["o", *(_MARKERS[index // len(_COLOURS) % len(_MARKERS)] for index in range(len(arms) - 1))]
 
 
 def _colours(arms: Sequence[ArmResult]) -> list[str]:

@@ -57,7 +57,7 @@ def metadata_checksum(entries: dict[str, bytes], tensors: Iterable[Described], d
         digest.update(entries[key])
     for tensor, own in zip(tensors, digests, strict=True):
         name = tensor.name.encode("utf-8", "surrogateescape")
-        digest.update(b"\0".join((name, tensor.type.encode(), own.encode())) + b"\0")
+        digest.update(b"\0".join((name, tensor.type.encode(), own.encode("utf-8", "surrogateescape"))) + b"\0")
         digest.update(struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
     return digest.hexdigest()
 

@@ -225,3 +225,12 @@ def test_on_request_at_load(base: Path, sidecar: Path, merged: Path) -> None:
     options["verify_checksums"] = False
     for model, otter in ((base, sidecar), (merged, None)):
         Otter(model, otter=otter, **options).close()
+
+
+def test_a_stored_checksum_that_is_no_text_is_a_difference(sidecar: Path) -> None:
+    with _native.GgufFile(str(sidecar)) as file:
+        stored = file.value(TENSORS)[0].encode()
+    sidecar.write_bytes(sidecar.read_bytes().replace(stored, b"\xff" + stored[1:]))
+    with pytest.raises(FileError, match="differs"):
+        verify(sidecar)
+    assert not check_file(sidecar).ok
