@@ -18,7 +18,7 @@ from ..guidance.base import Offer, Policy, Signal
 from ..guidance.search import Search
 from ..options import SamplingOptions
 from .loop import Guided, plain
-from .readings import reward_models
+from .readings import labels_by_name, reward_models
 from .request import Request, Text, texts_of
 from .steps import Event, Float32, Record
 from .workspace import Workspace
@@ -69,7 +69,7 @@ class Call:
         if self.guidance is None:
             return
         own = () if "" in models else self.llm.reward_labels
-        others = (f"{name}:{label}" if name else label for name, llm in models.items() for label in llm.reward_labels)
+        others = (label for name, llm in models.items() for label in labels_by_name(name, llm))
         self.guidance = self.guidance.bound(lambda text: self.llm.tokenize(text, special=True))
         self.guidance.check(Offer((*own, *others), self.llm.vocabulary_heads, self.llm.n_vocab))
 

@@ -20,7 +20,7 @@ from ..guidance.base import Candidates, Policy, Signal, State
 from .lanes import Lane, Lanes, grow
 from .readings import LogitReading, RewardReading, reward_models
 from .request import Progress, Request, Text, Top
-from .steps import Event, Float32, Int32, Logprobs, Record, Step
+from .steps import Event, Float32, Int32, Record, Step
 
 if TYPE_CHECKING:
     from ..model import Otter
@@ -32,32 +32,19 @@ def plain(model: _native.Model, lanes: Lanes, texts: Sequence[Text], request: Re
 
 
 def _plain(texts: Sequence[Text], progress: Progress, request: Request) -> Iterator[Event]:
-    lanes = progress.lanes
     keep_cells = len(texts) == 1
     active = list(enumerate(texts))
     while active := _still(active, progress, keep_cells):
-        tops = {index: progress.look(text) for index, text in active}
         tokens = {index: progress.draw(text) for index, text in active}
-        logprobs = {index: _logprobs(tops[index], tokens[index]) for index, _ in active}
         growing = [(index, text) for index, text in active if text.ended is None]
-        _grow(growing, tokens, lanes, request.shifts)
+        logprobs = {index: progress.logprobs(text, tokens[index]) for index, text in growing}
+        progress.append([text for _, text in growing], [tokens[index] for index, _ in growing])
         for index, text in growing:
             if text.ended is None:
                 progress.took(text, tokens[index])
                 record = {"kind": "token", "step": len(text.tokens) - 1, "guided": False, "token": tokens[index]}
                 records = (record,) if request.step_records else ()
                 yield Event(index, Step(tokens[index], text.lane.rewards), logprobs[index], records)
-
-
-def _grow(growing: Sequence[tuple[int, Text]], tokens: Mapping[int, int], lanes: Lanes, n_keep: int | None) -> None:
-    """Append each text's token; texts for which the cache has no room end."""
-    by_lane = {id(text.lane): (tokens[index], text) for index, text in growing}
-
-    def append(some: Sequence[Lane]) -> None:
-        lanes.append(some, [by_lane[id(lane)][0] for lane in some])
-
-    for lane in grow(lanes, [text.lane for _, text in growing], append, n_keep):
-        by_lane[id(lane)][1].ended = "length"
 
 
 def _still(active: list[tuple[int, Text]], progress: Progress, keep_cells: bool) -> list[tuple[int, Text]]:
@@ -69,10 +56,6 @@ def _still(active: list[tuple[int, Text]], progress: Progress, keep_cells: bool)
         else:
             progress.lanes.close(text.lane, keep_cells=keep_cells)
     return going
-
-
-def _logprobs(top: Top | None, token: int) -> Logprobs | None:
-    return None if top is None else top.of(float(top.chosen(np.asarray([token], np.int32))[0]))
 
 
 @dataclass(eq=False)

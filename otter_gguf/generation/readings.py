@@ -111,7 +111,7 @@ class RewardReading(Reading):
         if llm is main:
             raise ConfigError("reward_model is the model itself: leave it out, or open the file a second time")
         check_vocabulary(main, llm)
-        self.labels = tuple(f"{name}:{label}" if name else label for label in llm.reward_labels)
+        self.labels = labels_by_name(name, llm)
         texts, _ = llm.lanes.begin(prompts, with_logits=False)
         super().__init__(llm.lanes, texts)
         self._fed: dict[int, tuple[Int32, Float32]] = {}
@@ -137,6 +137,11 @@ class RewardReading(Reading):
         lanes = [self.texts[index] for index in winners]
         fed = [self._fed[index] for index in winners]
         self.lanes.keep(lanes, [tokens for tokens, _ in fed], list(winners.values()), [answer for _, answer in fed])
+
+
+def labels_by_name(name: str, llm: Otter) -> tuple[str, ...]:
+    """A reward model's labels as policies see them: ``name:label``, or as they are where it has no name."""
+    return tuple(f"{name}:{label}" if name else label for label in llm.reward_labels)
 
 
 def reward_models(main: Otter, given: Otter | Mapping[str, Otter] | None) -> dict[str, Otter]:

@@ -11,7 +11,7 @@ import numpy as np
 from .. import _native
 from ..errors import ConfigError
 from ..text import TextStream
-from .lanes import Lane, Lanes
+from .lanes import Lane, Lanes, grow
 from .steps import FinishReason, Float32, Int32, Logprobs
 
 LogitsProcessor = Callable[[Int32, Float32], Float32]
@@ -114,6 +114,21 @@ class Progress:
     def look(self, text: Text) -> Top | None:
         """What log-probabilities need of the logits, before the next batch overwrites them."""
         return None if self.request.logprobs is None else Top(text.lane.logits, self.request.logprobs)
+
+    def logprobs(self, text: Text, token: int) -> Logprobs | None:
+        """Of a token that is to follow the text, if asked for; before the next batch overwrites the logits."""
+        top = self.look(text)
+        return None if top is None else top.of(float(top.chosen(np.asarray([token], np.int32))[0]))
+
+    def append(self, texts: Sequence[Text], tokens: Sequence[int]) -> None:
+        """Feed each text its next token, all in one batch; texts for which the cache has no room end."""
+        by_lane = {id(text.lane): (text, token) for text, token in zip(texts, tokens, strict=True)}
+
+        def append(some: Sequence[Lane]) -> None:
+            self.lanes.append(some, [by_lane[id(lane)][1] for lane in some])
+
+        for lane in grow(self.lanes, [text.lane for text in texts], append, self.request.shifts):
+            by_lane[id(lane)][0].ended = "length"
 
     def took(self, text: Text, token: int) -> None:
         """A token has become part of the text and stands in its lane."""

@@ -17,7 +17,7 @@ from ..guidance.base import State, pick_reward
 from ..guidance.ensemble import Ensemble
 from ..guidance.search import Branch, Mark, Search
 from ..text import TextStream
-from .lanes import Lane, grow
+from .lanes import Lane
 from .readings import RewardReading, reward_models
 from .request import Progress, Request, Text
 from .steps import Event, FinishReason, Float32, Int32, Logprobs, Record, Step
@@ -194,19 +194,10 @@ class Workspace:
         limits = {id(branch): None if n_tokens is None else len(branch.tokens) + n_tokens for branch in branches}
         growing = [_text(branch) for branch in branches]
         while growing := [text for text in growing if self._goes_on(text, limits[id(text)])]:
-            tokens, places = [], []
-            for text in growing:
-                top = self.progress.look(text)
-                token = self.progress.draw(text)
-                tokens.append(token)
-                places.append(top.of(float(top.chosen(np.asarray([token], np.int32))[0])) if top else None)
-            drawn = [item for item in zip(growing, tokens, places, strict=True) if item[0].ended is None]
-            growing = [text for text, _, _ in drawn]
-            self._feed(growing, [token for _, token, _ in drawn])
-            for text, token, place in drawn:
-                if text.ended is None:
-                    text.logprobs += [place] if place else []
-                    self.progress.took(text, token)
+            drawn = [(text, self.progress.draw(text)) for text in growing]
+            drawn = [(text, token) for text, token in drawn if text.ended is None]
+            growing = [text for text, _ in drawn]
+            self._append(growing, [token for _, token in drawn])
             if until is not None:
                 growing = [
                     text for text in growing if self.progress.has_room(text) and not until(text, self.state(text))
@@ -220,24 +211,18 @@ class Workspace:
     def append(self, branches: Sequence[Branch], tokens: Sequence[int]) -> None:
         """See the contract."""
         texts = [_text(branch) for branch in branches]
-        tops = [self.progress.look(text) for text in texts]
-        for text, top, token in zip(texts, tops, tokens, strict=True):
-            text.sampler.accept(token)
-            if top is not None:
-                text.logprobs.append(top.of(float(top.chosen(np.asarray([token], np.int32))[0])))
-        self._feed(texts, tokens)
         for text, token in zip(texts, tokens, strict=True):
+            text.sampler.accept(token)
+        self._append(texts, tokens)
+
+    def _append(self, texts: Sequence[Text], tokens: Sequence[int]) -> None:
+        """Tokens that the samplers have accepted."""
+        places = [self.progress.logprobs(text, token) for text, token in zip(texts, tokens, strict=True)]
+        self.progress.append(texts, tokens)
+        for text, token, place in zip(texts, tokens, places, strict=True):
             if text.ended is None:
+                text.logprobs += [place] if place else []
                 self.progress.took(text, token)
-
-    def _feed(self, texts: Sequence[Text], tokens: Sequence[int]) -> None:
-        by_lane = {id(text.lane): (text, token) for text, token in zip(texts, tokens, strict=True)}
-
-        def append(some: Sequence[Lane]) -> None:
-            self.lanes.append(some, [by_lane[id(lane)][1] for lane in some])
-
-        for lane in grow(self.lanes, [text.lane for text in texts], append):
-            by_lane[id(lane)][0].ended = "length"
 
     # ---- looking -----------------------------------------------------------------------------------------------
 

@@ -130,18 +130,6 @@ class Candidates:
         """(k,) one reward of each candidate: by label, by ensemble, or the only one."""
         return pick_reward(self.rewards, self.labels, label)
 
-    def subset(self, chosen: npt.NDArray[np.bool_]) -> Candidates:
-        """Some of the candidates, with all that is known of them."""
-        return Candidates(
-            tokens=self.tokens[chosen],
-            logits=self.logits[chosen],
-            labels=self.labels,
-            rewards=self.rewards[chosen] if len(self.rewards) else self.rewards,
-            vocabulary=self.vocabulary[chosen] if len(self.vocabulary) else self.vocabulary,
-            followers={name: logits[chosen] for name, logits in self.followers.items()},
-            state=self.state,
-        )
-
 
 class Policy(ABC):
     """Base class of token-level policies. Subclass it to decode by your own rule: only :meth:`scores` is needed."""
@@ -162,9 +150,9 @@ class Policy(ABC):
         return Signal.VALUE
 
     def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Which rewards :meth:`scores` looks at: models that predict none of them are not asked. All, unless the policy
-        has a ``label``."""
-        return labels_of(getattr(self, "label", None), labels)
+        """Which rewards :meth:`scores` looks at: models that predict none of them are not asked. None without
+        :attr:`Signal.VALUE`, else all, unless the policy has a ``label``."""
+        return labels_of(getattr(self, "label", None), labels) if Signal.VALUE in self.signal() else ()
 
     def vocabulary_head(self) -> str | None:
         """Name of the vocabulary head that is read; None = the only one."""

@@ -72,10 +72,6 @@ class Contrast(Policy):
         """No reward: the other logits are enough."""
         return Signal.NONE
 
-    def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """No reward."""
-        return ()
-
     def followers(self) -> Sequence[Follower]:
         """The continuation after the other prompt."""
         return (Follower(_OTHER, prompt=self._other_prompt),)

@@ -68,10 +68,6 @@ class DExperts(Policy):
         """No reward: the experts' logits are enough."""
         return Signal.NONE
 
-    def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """No reward."""
-        return ()
-
     def followers(self) -> Sequence[Follower]:
         """The experts that there are."""
         models = ((name, getattr(self, name)) for name in _ROLES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,10 +72,6 @@ class Vocabulary(Policy):
     def signal(self) -> Signal:
         """The head's scores."""
         return Signal.VOCABULARY
-
-    def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """No reward of a value head."""
-        return ()
 
     def vocabulary_head(self) -> str | None:
         """The one that guides."""
