@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, BestOfN, ConfigError, ContextFullError, Contrast, Gated, Otter, Vocabulary
+from otter_gguf.generation.lanes import Lane
 from otter_gguf.guidance.base import State
 from tests.completions import choice_of, choices_of, joined, without_end
 from tests.demo_f32 import load_demo_f32
@@ -235,14 +236,45 @@ def count_tokens(llm: Otter, counted: Counter[str]) -> None:
     """Count what the lanes feed from here on."""
     feed, append = llm.lanes.feed, llm.lanes.append
 
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def count(lane: Any, tokens: Any) -> Any:
-            counted["fed"] += len(tokens)
-            return function(lane, tokens)
+    def counting_feed(texts: Sequence[tuple[Lane, Sequence[int]]]) -> None:
+        counted["fed"] += sum(len(tokens) for _, tokens in texts)
+        feed(texts)
 
-        return count
+    def counting_append(lanes: Sequence[Lane], tokens: Sequence[int]) -> Any:
+        counted["fed"] += len(tokens)
+        return append(lanes, tokens)
 
-    llm.lanes.feed, llm.lanes.append = counting(feed), counting(append)  # type: ignore[method-assign]
+    llm.lanes.feed, llm.lanes.append = counting_feed, counting_append  # type: ignore[method-assign]
+
+
+class Counting:
+    """A context that remembers how many tokens its batches had."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def decode(self, tokens: Any, *rest: Any, **options: Any) -> None:
+        self.sizes.append(len(tokens))
+        self.context.decode(tokens, *rest, **options)
+
+
+@pytest.mark.parametrize(("n_batch", "sizes"), [(7, [7, 7, 7, 7, 6, 4]), (64, [34, 4])])
+def test_prompts_share_batches_and_are_cut_where_a_batch_is_full(n_batch: int, sizes: list[int]) -> None:
+    prompts = [[*range(20, 20 + size)] for size in (5, 23, 1, 9)]
+    with open_exact(n_ctx=512, n_seq_max=4, n_batch=n_batch) as llm:
+        alone = [choice_of(llm.create_completion([prompt], max_tokens=8, temperature=0)) for prompt in prompts]
+        together = choices_of(llm.create_completion(prompts, max_tokens=8, temperature=0))
+        assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
+        counting = Counting(llm.context)
+        llm.lanes.context = counting  # type: ignore[assignment]
+        lanes, _ = llm.lanes.begin(prompts)
+        assert counting.sizes == sizes
+        assert [lane.tokens for lane in lanes] == prompts
+        assert [llm.context.sequence_max_position(lane.sequences[0]) + 1 for lane in lanes] == [5, 23, 1, 9]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ step starts from its logits, which the same batch gave.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,12 +90,13 @@ class Lanes:
             ContextFullError: A prompt is longer than a text may be, or all together than the cache.
         """
         self._check_prompts(prompts)
-        kept = self._restart(prompts[0], len(prompts), reuse and not all_rewards)
+        self._restart(prompts[0], len(prompts), reuse and not all_rewards)
         self._with_logits = with_logits
+        head_rewards = [self._score_head(prompts[0])] if all_rewards else []
         shared = common_beginning([prompt[:-1] for prompt in prompts]) if share and len(prompts) > 1 else 0
-        head_rewards = self._feed_heads(prompts, kept, shared, all_rewards)
+        self._feed_heads(prompts, shared)
         rewards = self.append(self.lanes, [prompt[-1] for prompt in prompts])
-        return list(self.lanes), np.concatenate([head_rewards, rewards]) if all_rewards else rewards
+        return list(self.lanes), np.concatenate([*head_rewards, rewards])
 
     def score(self, tokens: Sequence[int]) -> Float32:
         """Feed a text and return all its rewards, (n, n_rewards). Errors as :meth:`begin`."""
@@ -126,8 +127,8 @@ class Lanes:
                     f"the prompt has {len(prompt)} tokens, the context {self.n_ctx}: raise n_ctx (-c)"
                 )
 
-    def _restart(self, first: Sequence[int], count: int, reuse: bool) -> int:
-        """Fresh lanes for ``count`` texts; how many tokens of the first are still in its sequence."""
+    def _restart(self, first: Sequence[int], count: int, reuse: bool) -> None:
+        """Fresh lanes for ``count`` texts; the first keeps what is still in its sequence."""
         self.run += 1
         self._with_logits = True
         kept = common_length(self._held(), first[:-1]) if reuse else 0
@@ -138,7 +139,6 @@ class Lanes:
             self.context.clear()  # also zeroes the whole cache, which takes as long as a token or two
             kept = 0
         self.lanes[0].tokens = list(first[:kept])
-        return kept
 
     def _held(self) -> list[int]:
         """The tokens of sequence 0 whose cells are those of a fresh text."""
@@ -148,37 +148,44 @@ class Lanes:
                 return lane.tokens[: n_cells if lane.n_exact is None else min(n_cells, lane.n_exact)]
         return []
 
-    def _feed_heads(self, prompts: Sequence[Sequence[int]], kept: int, shared: int, all_rewards: bool) -> Float32:
-        """Feed all tokens of the prompts but the last: no logits are computed. Rewards if asked for."""
-        rewards = np.empty((0, self.n_rewards), np.float32)
-        for lane, prompt in zip(self.lanes, prompts, strict=True):
-            begin = kept if lane is self.lanes[0] else shared
-            if lane is not self.lanes[0] and shared:
-                self.context.sequence_copy(0, lane.sequences[0], 0, shared)
-                lane.tokens = list(prompt[:shared])
-            head = prompt[begin:-1]
-            if all_rewards and head:
-                tokens = np.asarray(head, np.int32)
-                rewards = self.context.score(tokens, sequence=lane.sequences[0], position=begin)
-                lane.tokens += head
-            else:
-                self.feed(lane, head)
+    def _feed_heads(self, prompts: Sequence[Sequence[int]], shared: int) -> None:
+        """Feed all tokens of the prompts but the last: no logits are computed."""
+        first, *others = self.lanes
+        self.feed([(first, prompts[0][len(first.tokens) : shared])])
+        for lane in others if shared else ():
+            self.context.sequence_copy(first.sequences[0], lane.sequences[0], 0, shared)
+            lane.tokens = list(prompts[0][:shared])
+        self.feed([(lane, prompt[len(lane.tokens) : -1]) for lane, prompt in zip(self.lanes, prompts, strict=True)])
+
+    def _score_head(self, prompt: Sequence[int]) -> Float32:
+        """The rewards of all tokens of the only prompt but the last, (n - 1, n_rewards)."""
+        if len(prompt) == 1:
+            return np.empty((0, self.n_rewards), np.float32)
+        rewards = self.context.score(np.asarray(prompt[:-1], np.int32))
+        self.lanes[0].tokens = list(prompt[:-1])
         return rewards
 
     # ---- growing -----------------------------------------------------------------------------------------------
 
-    def feed(self, lane: Lane, tokens: Sequence[int]) -> None:
-        """Append tokens without an output: the lane's logits and rewards are then stale."""
+    def feed(self, texts: Sequence[tuple[Lane, Sequence[int]]]) -> None:
+        """Append tokens to lanes without an output: their logits and rewards are then stale.
+
+        Short texts share batches: a matrix is read once for all tokens of a batch.
+        """
         self._rescue([])
-        n_batch = self.context.n_batch
-        for begin in range(0, len(tokens), n_batch):
-            part = np.asarray(tokens[begin : begin + n_batch], np.int32)
-            position = len(lane.tokens)
-            positions = np.arange(position, position + len(part), dtype=np.int32)
-            sequences = np.full(len(part), lane.sequences[0], np.int32)
-            self.context.decode(part, positions, sequences, np.zeros(len(part), np.bool_), rewards=False)
-            self._share(lane, position, position + len(part))
-            lane.tokens += part.tolist()
+        for batch in _batches(texts, self.context.n_batch):
+            counts = [len(tokens) for _, tokens in batch]
+            begins = [len(lane.tokens) for lane, _ in batch]
+            self.context.decode(
+                np.concatenate([np.asarray(tokens, np.int32) for _, tokens in batch]),
+                np.concatenate([np.arange(b, b + n, dtype=np.int32) for b, n in zip(begins, counts, strict=True)]),
+                np.repeat(np.asarray([lane.sequences[0] for lane, _ in batch], np.int32), counts),
+                np.zeros(sum(counts), np.bool_),
+                rewards=False,
+            )
+            for (lane, tokens), begin in zip(batch, begins, strict=True):
+                self._share(lane, begin, begin + len(tokens))
+                lane.tokens += tokens
 
     def append(self, lanes: Sequence[Lane], tokens: Sequence[int]) -> Float32:
         """Append one token to each lane, all in one batch: (lanes, n_rewards).
@@ -394,6 +401,22 @@ def grow(
             left.append(longest)
             lanes.close(longest)
     return left
+
+
+def _batches(texts: Sequence[tuple[Lane, Sequence[int]]], size: int) -> Iterator[list[tuple[Lane, Sequence[int]]]]:
+    """The tokens of all texts one after the other, cut into batches of ``size``."""
+    batch: list[tuple[Lane, Sequence[int]]] = []
+    room = size
+    for lane, tokens in texts:
+        while tokens:
+            batch.append((lane, tokens[:room]))
+            left, tokens = room - len(tokens[:room]), tokens[room:]
+            if left == 0:
+                yield batch
+                batch, left = [], size
+            room = left
+    if batch:
+        yield batch
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

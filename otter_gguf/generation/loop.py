@@ -106,20 +106,22 @@ class Guided:
         self.llm, self.lanes, self.texts, self.request = llm, llm.lanes, texts, request
         self.policy = policy
         prompts = [text.prompt for text in texts]
-        wants_rewards = Signal.VALUE in policy.signal()
+        self.wants_rewards = Signal.VALUE in policy.signal()
+        self.wants_scores = Signal.VOCABULARY in policy.signal()
+        self.heads = llm.vocabulary_heads
         models = reward_models(llm, reward_model)
         own = () if "" in models else llm.reward_labels
         readings = (RewardReading(name, other, llm, prompts) for name, other in models.items())
-        self.models = list(readings) if wants_rewards else []
+        self.models = list(readings) if self.wants_rewards else []
         self.labels = (*own, *(label for model in self.models for label in model.labels))
         read = set(policy.reads(self.labels))
-        self.own = wants_rewards and bool(read.intersection(own))
+        self.own = self.wants_rewards and bool(read.intersection(own))
         self.models = [model for model in self.models if read.intersection(model.labels)]
-        if wants_rewards and self.own:
+        if self.own:
             for text in texts:
                 self.lanes.widen(text.lane, policy.n_candidates)
         self.followers = [LogitReading(follower, llm, prompts) for follower in policy.followers()]
-        if Signal.VOCABULARY in policy.signal() and any(reading.same_context for reading in self.followers):
+        if self.wants_scores and any(reading.same_context for reading in self.followers):
             self.lanes.refresh([text.lane for text in texts])
         if request.context_shift and (self.models or self.followers):
             raise ConfigError("context_shift: not with a reward_model, nor with a policy that follows a second text")
@@ -156,7 +158,7 @@ class Guided:
         logits = self.progress.logits(text)
         bonus = policy.bonus(state) if guided else None
         tokens, values = text.sampler.candidates(logits, min(policy.n_candidates, len(logits)), bonus)
-        vocabulary = guided and Signal.VOCABULARY in policy.signal()
+        vocabulary = guided and self.wants_scores
         candidates = Candidates(
             tokens=tokens,
             logits=values,
@@ -169,7 +171,7 @@ class Guided:
         top = self.progress.look(text)
         choice = _Choice(index, text, candidates, guided, tokens, top=top)
         choice.logprobs = top.chosen(tokens) if top else None
-        choice.waits = guided and Signal.VALUE in policy.signal()
+        choice.waits = guided and self.wants_rewards
         if choice.waits:
             state.logits = state.logits.copy()  # the candidates' batch overwrites the view before scores are asked for
         else:
@@ -178,7 +180,7 @@ class Guided:
         return choice
 
     def _state(self, text: Text) -> State:
-        lane, heads = text.lane, self.llm.vocabulary_heads
+        lane, heads = text.lane, self.heads
 
         def scores(head: str | None, tokens: Int32 | None) -> Float32:
             return self.lanes.context.vocabulary_scores(heads.index(head) if head else 0, lane.row, tokens)

@@ -67,7 +67,7 @@ class Reading:
         unread = self.pending[index]
         while len(unread) > but:
             part = unread[: min(len(unread) - but, self.lanes.context.n_batch)]
-            self.lanes.feed(self.texts[index], part)
+            self.lanes.feed([(self.texts[index], part)])
             del unread[: len(part)]
 
     def has_room(self, index: int) -> bool:
@@ -88,8 +88,7 @@ class LogitReading(Reading):
         own_prompts = [follower.prompt(list(p)) for p in prompts] if follower.prompt else list(prompts)
         if self.same_context:
             super().__init__(main.lanes, [main.lanes.open() for _ in prompts])
-            for lane, prompt in zip(self.texts, own_prompts, strict=True):
-                main.lanes.feed(lane, prompt[:-1])
+            main.lanes.feed([(lane, prompt[:-1]) for lane, prompt in zip(self.texts, own_prompts, strict=True)])
             main.lanes.append(self.texts, [prompt[-1] for prompt in own_prompts])
         else:
             assert follower.model is not None

@@ -67,7 +67,7 @@ class _Reader:
         unread = [*branch.prompt, *branch.tokens][len(lane.tokens) :]
         try:
             if unread:
-                self.lanes.feed(lane, unread[:-1])
+                self.lanes.feed([(lane, unread[:-1])])
                 self.lanes.append([lane], unread[-1:])
         except ContextFullError as error:
             raise ContextFullError(f"reward model {self.path}: {error}; open it with a larger n_ctx") from None
@@ -167,7 +167,7 @@ class Workspace:
             self.lanes.truncate(text.lane, mark.n_cells)
         else:  # the branch had ended for want of room, and its cells were given to others
             text.lane = self.lanes.open()
-            self.lanes.feed(text.lane, [*text.prompt, *text.tokens][: mark.n_cells])
+            self.lanes.feed([(text.lane, [*text.prompt, *text.tokens][: mark.n_cells])])
         text.lane.logits, text.lane.row, text.lane.rewards = mark.logits, -1, mark.reward
         text.sampler.restore(mark.history)
         for trail in (text.tokens, text.rewards, text.logprobs):
