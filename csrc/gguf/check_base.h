@@ -3,6 +3,7 @@
 #pragma once
 
 #include "gguf/base_parts.h"
+#include "gguf/problem_list.h"
 
 namespace otter {
 
@@ -30,12 +31,13 @@ struct base_sizes {
 // Typed and bounded keys, tokenizer, tensor types, and for architectures that can be widened the complete list of
 // tensors with their shapes.
 // The other parts of a split base are opened and checked too. Throws otter_error: `file` for what is wrong,
-// `unsupported` for what is right but not handled. Does not read tensor data, see finite.h.
+// `unsupported` for what is right but not handled. One message names every key with a problem; of tensors it speaks where
+// all keys are right. Does not read tensor data, see finite.h.
 base_sizes check_base(const gguf_file & file);
 
-// Its parts.
-base_sizes check_hparams(const gguf_file & file);
-uint32_t   check_vocab(const gguf_file & file); // number of tokens
+// Its parts. The first two add what they find, and return what they could read nevertheless.
+base_sizes check_hparams(const gguf_file & file, problem_list & problems);
+uint32_t   check_vocab(const gguf_file & file, problem_list & problems); // number of tokens
 void       check_tensors(const base_parts & parts, const base_sizes & sizes);
 
 } // namespace otter

@@ -78,23 +78,27 @@ constexpr f32_rule f32_rules[] = {
 
 class hparams_check {
 public:
-    explicit hparams_check(const gguf_file & base) : file(base) {}
+    hparams_check(const gguf_file & base, problem_list & found) : file(base), problems(found) {}
 
     base_sizes run() {
-        read_architecture();
-        check_u32_rules();
+        if (!problems.attempt([&] { read_architecture(); })) {
+            return sizes;
+        }
+        const bool numbers = check_u32_rules();
         check_f32_rules();
-        read_layers();
-        check_experts();
-        check_attention_mode();
-        read_rope_scaling();
-        read_heads();
-        file.get_array(key("classifier.output_labels"), GGUF_TYPE_STRING);
+        problems.attempt([&] { file.get_bool(key("rope.scaling.finetuned")); });
+        problems.attempt([&] { check_attention_mode(); });
+        problems.attempt([&] { read_rope_scaling(); });
+        problems.attempt([&] { file.get_array(key("classifier.output_labels"), GGUF_TYPE_STRING); });
+        if (numbers && read_layers()) {
+            problems.attempt([&] { read_heads(); });
+        }
         return sizes;
     }
 
 private:
     const gguf_file & file;
+    problem_list &    problems;
     base_sizes        sizes;
 
     std::string key(const char * name) const { return sizes.architecture + "." + name; }
@@ -115,31 +119,38 @@ private:
         sizes.architecture = *name;
     }
 
-    void check_u32_rules() const {
+    bool check_u32_rules() {
+        bool right = true;
         for (const u32_rule & rule : u32_rules) {
-            const auto value = file.get_u32(key(rule.name));
-            if (!value && rule.required) {
-                file.fail_key(key(rule.name), "is missing, expected a u32");
-            }
-            if (value && (*value < rule.min || *value > rule.max)) {
-                file.fail_key(key(rule.name), cat("is ", *value, ", expected ", rule.min, " to ", rule.max));
-            }
+            right = problems.attempt([&] { check_u32(rule); }) && right;
+        }
+        return right;
+    }
+
+    void check_u32(const u32_rule & rule) const {
+        const auto value = file.get_u32(key(rule.name));
+        if (!value && rule.required) {
+            file.fail_key(key(rule.name), "is missing, expected a u32");
+        }
+        if (value && (*value < rule.min || *value > rule.max)) {
+            file.fail_key(key(rule.name), cat("is ", *value, ", expected ", rule.min, " to ", rule.max));
         }
     }
 
-    void check_f32_rules() const {
+    void check_f32_rules() {
         for (const f32_rule & rule : f32_rules) {
-            const auto value = file.get_f32(key(rule.name));
-            if (!value) {
-                continue;
-            }
-            const bool in_range = rule.range == f32_range::any || *value > 0 ||
-                (rule.range == f32_range::not_negative && *value == 0);
-            if (!std::isfinite(*value) || !in_range) {
-                file.fail_key(key(rule.name), cat("is ", *value, ", expected a finite number",
-                        rule.range == f32_range::positive       ? " above 0" :
-                        rule.range == f32_range::not_negative ? " of at least 0" : ""));
-            }
+            problems.attempt([&] { check_f32(rule); });
+        }
+    }
+
+    void check_f32(const f32_rule & rule) const {
+        const auto value    = file.get_f32(key(rule.name)).value_or(1.0f); // absent: as good as any
+        const bool in_range = rule.range == f32_range::any || value > 0 ||
+            (rule.range == f32_range::not_negative && value == 0);
+        if (!std::isfinite(value) || !in_range) {
+            file.fail_key(key(rule.name), cat("is ", value, ", expected a finite number",
+                    rule.range == f32_range::positive     ? " above 0" :
+                    rule.range == f32_range::not_negative ? " of at least 0" : ""));
         }
     }
 
@@ -166,15 +177,22 @@ private:
         return values;
     }
 
-    void read_layers() {
-        sizes.n_layer   = u32("block_count", 0);
-        sizes.n_embd    = u32("embedding_length", 0);
-        sizes.n_head    = per_layer("attention.head_count", max_heads);
-        sizes.n_head_kv = per_layer("attention.head_count_kv", max_heads);
-        sizes.n_ff      = per_layer("feed_forward_length", max_width);
+    // What there is one of a layer. False where the heads cannot be read.
+    bool read_layers() {
+        sizes.n_layer    = u32("block_count", 0);
+        sizes.n_embd     = u32("embedding_length", 0);
+        const bool heads = problems.attempt([&] { sizes.n_head = per_layer("attention.head_count", max_heads); });
+        const bool kv    = problems.attempt([&] { sizes.n_head_kv = per_layer("attention.head_count_kv", max_heads); });
+        problems.attempt([&] { sizes.n_ff = per_layer("feed_forward_length", max_width); });
         if (sizes.n_head_kv.empty()) {
             sizes.n_head_kv = sizes.n_head;
         }
+        problems.attempt([&] { check_predict_layers(); });
+        problems.attempt([&] { check_experts(); });
+        return heads && kv;
+    }
+
+    void check_predict_layers() const {
         if (u32("nextn_predict_layers", 0) > sizes.n_layer) {
             file.fail_key(key("nextn_predict_layers"), cat("is ", u32("nextn_predict_layers", 0),
                     ", expected at most the ", sizes.n_layer, " layers"));
@@ -200,7 +218,6 @@ private:
     }
 
     void check_attention_mode() const {
-        file.get_bool(key("rope.scaling.finetuned"));
         if (!file.get_bool(key("attention.causal")).value_or(true)) {
             file.unsupported(cat("key ", quoted(key("attention.causal")), " is false: not a model that writes text"));
         }
@@ -237,8 +254,8 @@ private:
 
 } // namespace
 
-base_sizes check_hparams(const gguf_file & file) {
-    return hparams_check(file).run();
+base_sizes check_hparams(const gguf_file & file, problem_list & problems) {
+    return hparams_check(file, problems).run();
 }
 
 } // namespace otter

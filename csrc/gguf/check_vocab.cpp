@@ -79,26 +79,27 @@ struct token {
 
 class vocab_check {
 public:
-    explicit vocab_check(const gguf_file & base) : file(base) {}
+    vocab_check(const gguf_file & base, problem_list & found) : file(base), problems(found) {}
 
     uint32_t run() {
         check_keys();
-        check_model();
-        read_tokens();
-        check_token_types();
-        check_scores();
-        if (model == "llama") {
-            check_byte_tokens();
-        } else {
-            check_merges();
+        const bool known = problems.attempt([&] { check_model(); });
+        if (!problems.attempt([&] { read_tokens(); })) {
+            return 0;
         }
-        check_special_ids();
-        check_named_tokens();
+        problems.attempt([&] { check_token_types(); });
+        problems.attempt([&] { check_scores(); });
+        if (known) {
+            problems.attempt([&] { model == "llama" ? check_byte_tokens() : check_merges(); });
+            check_special_ids();
+        }
+        problems.attempt([&] { check_named_tokens(); });
         return uint32_t(by_text.size());
     }
 
 private:
     const gguf_file & file;
+    problem_list &    problems;
     std::string       model;
     std::string       pre;
 
@@ -106,15 +107,15 @@ private:
     std::deque<std::string>       empty_names; // what llama.cpp calls empty tokens
     std::vector<token>            by_text;     // as llama.cpp sees them, sorted
 
-    void check_keys() const {
+    void check_keys() {
         for (const char * key : bool_keys) {
-            file.get_bool(key);
+            problems.attempt([&] { file.get_bool(key); });
         }
         for (const char * key : loose_id_keys) {
-            file.get_u32(key);
+            problems.attempt([&] { file.get_u32(key); });
         }
-        file.get_str("tokenizer.chat_template");
-        file.get_array("tokenizer.ggml.suppress_tokens", GGUF_TYPE_INT32);
+        problems.attempt([&] { file.get_str("tokenizer.chat_template"); });
+        problems.attempt([&] { file.get_array("tokenizer.ggml.suppress_tokens", GGUF_TYPE_INT32); });
     }
 
     void check_model() {
@@ -242,13 +243,22 @@ private:
         return id ? *id : fallback < int64_t(texts.size()) ? fallback : -1;
     }
 
-    void check_special_ids() const {
+    void check_special_ids() {
         for (const char * key : strict_id_keys) {
-            const auto id = file.get_u32(key);
-            if (id && *id >= texts.size()) {
-                file.fail_key(key, cat("is ", *id, ", expected a token below ", texts.size()));
-            }
+            problems.attempt([&] { check_special_id(key); });
         }
+        problems.attempt([&] { check_added_tokens(); });
+    }
+
+    void check_special_id(const char * key) const {
+        const auto id = file.get_u32(key);
+        if (id && *id >= texts.size()) {
+            file.fail_key(key, cat("is ", *id, ", expected a token below ", texts.size()));
+        }
+    }
+
+    // A token that is put before or behind every text exists.
+    void check_added_tokens() const {
         const bool    spm         = model == "llama";
         const bool    adds_bos    = spm || contains(bos_adders, pre);
         const int64_t default_bos = spm ? 1 : model == "gemma4" || contains(without_bos, pre) ? -1 : 11;
@@ -283,8 +293,8 @@ private:
 
 } // namespace
 
-uint32_t check_vocab(const gguf_file & file) {
-    return vocab_check(file).run();
+uint32_t check_vocab(const gguf_file & file, problem_list & problems) {
+    return vocab_check(file, problems).run();
 }
 
 } // namespace otter

@@ -203,6 +203,7 @@ void gguf_parser::parse_tensor_infos() {
     for (uint64_t i = 0; i < n_tensors; ++i) {
         parse_tensor_info(i);
     }
+    problems.throw_any();
     file.info_end = pos;
 
     file.info_order = sorted_by(file.infos.size(), [&](uint32_t i) { return file.infos[i].name; });
@@ -227,17 +228,21 @@ void gguf_parser::parse_tensor_info(uint64_t index) {
         info.ne[i] = read<uint64_t>(what);
     }
     const auto type = read<uint32_t>(what);
+    info.offset     = read<uint64_t>(what);
+    problems.attempt([&] { take_type(info, type); });
+    file.infos.push_back(info);
+}
+
+void gguf_parser::take_type(tensor_entry & info, uint32_t type) const {
     if (!tensor_type_usable(type)) {
         file.fail_tensor(info.name, cat("has ", tensor_type_name(type), ", expected a float or quantized type"));
     }
-    info.type   = static_cast<ggml_type>(type);
-    info.offset = read<uint64_t>(what);
+    info.type = static_cast<ggml_type>(type);
 
     const std::string problem = tensor_size_problem(info.type, info.ne.data(), info.n_dims, &info.n_bytes);
     if (!problem.empty()) {
         file.fail_tensor(info.name, problem);
     }
-    file.infos.push_back(info);
 }
 
 // ggml demands each tensor right behind the padded end of the one before, in file order: no holes, no overlap.

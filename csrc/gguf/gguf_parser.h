@@ -2,13 +2,13 @@
 
 #pragma once
 
-#include "gguf/gguf_file.h"
+#include "gguf/problem_list.h"
 
 namespace otter {
 
 class gguf_parser {
 public:
-    explicit gguf_parser(gguf_file & target) : file(target), end(target.size()) {}
+    explicit gguf_parser(gguf_file & target) : file(target), end(target.size()), problems(target) {}
 
     void parse();
 
@@ -16,6 +16,7 @@ private:
     gguf_file &    file;
     const uint64_t end;
     uint64_t       pos = 0;
+    problem_list   problems; // types and shapes of tensors: all are named in one message
 
     uint64_t n_tensors = 0;
     uint64_t n_kv      = 0;
@@ -31,6 +32,7 @@ private:
     void skip_strings(const kv_entry & kv);
     void check_bools(const kv_entry & kv);
     void parse_tensor_info(uint64_t index);
+    void take_type(tensor_entry & info, uint32_t type) const;
 
     void             check_count(const char * what, uint64_t n, uint64_t min_bytes, uint64_t limit);
     std::string_view read_name(const std::string & what, uint64_t max_bytes);
