@@ -34,6 +34,12 @@ def is_head_name(name: object) -> bool:
     return isinstance(name, str) and _HEAD_NAME.fullmatch(name) is not None
 
 
+def _refuse(where: str, problems: list[str]) -> None:
+    """One ``ConfigError`` that names all problems, if there are any."""
+    if problems:
+        raise ConfigError(where + "; ".join(problems))
+
+
 @dataclass(frozen=True)
 class BaseGeometry:
     """The sizes of the base that an insertion depends on."""
@@ -56,14 +62,23 @@ class BaseGeometry:
     """Vocabulary size V."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            size = getattr(self, field.name)
-            if field.name != "architecture" and (type(size) is not int or size < 1):
-                raise ConfigError(f"base geometry: {field.name} is {size!r}, expected a whole number of at least 1")
+        sizes = {name: size for name, size in dataclasses.asdict(self).items() if name != "architecture"}
+        problems = [
+            f"{name} is {size!r}, expected a whole number of at least 1"
+            for name, size in sizes.items()
+            if type(size) is not int or size < 1
+        ]
+        if not problems:
+            problems = self._contradictions()
+        _refuse("base geometry: ", problems)
+
+    def _contradictions(self) -> list[str]:
+        problems = []
         if self.n_layer > MAX_LAYERS:
-            raise ConfigError(f"base geometry: n_layer is {self.n_layer}, expected at most {MAX_LAYERS}")
+            problems.append(f"n_layer is {self.n_layer}, expected at most {MAX_LAYERS}")
         if self.n_head % self.n_head_kv != 0:
-            raise ConfigError(f"base geometry: n_head {self.n_head} is not a multiple of n_head_kv {self.n_head_kv}")
+            problems.append(f"n_head {self.n_head} is not a multiple of n_head_kv {self.n_head_kv}")
+        return problems
 
     @property
     def group(self) -> int:
@@ -103,8 +118,7 @@ class HeadConfig:
         if not is_head_name(self.name):
             raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
         object.__setattr__(self, "labels", tuple(self.labels))
-        for problem in self._problems():
-            raise ConfigError(f"head {self.name!r}: {problem}")
+        _refuse(f"head {self.name!r}: ", list(self._problems()))
         object.__setattr__(self, "scale", tuple(float(x) for x in self.scale) or (1.0,) * len(self.labels))
         object.__setattr__(self, "shift", tuple(float(x) for x in self.shift) or (0.0,) * len(self.labels))
         for field in ("scale", "shift"):
@@ -162,8 +176,7 @@ class InsertionConfig:
         object.__setattr__(self, "n_head_kv", tuple(self.n_head_kv))
         object.__setattr__(self, "n_ff", tuple(self.n_ff))
         object.__setattr__(self, "heads", tuple(self.heads))
-        for problem in self._problems():
-            raise ConfigError(problem)
+        _refuse("", self._problems())
 
     def _problems(self) -> list[str]:
         base = self.base

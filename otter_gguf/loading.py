@@ -12,7 +12,7 @@ from .errors import ConfigError, FileError
 from .gguf.base import BaseFiles
 from .gguf.checksums import check_checksums
 from .gguf.merge import check_parts
-from .gguf.sidecar import check_binding, is_merged, is_sidecar, to_native_spec, validate_insertion
+from .gguf.sidecar import is_merged, is_sidecar, to_native_spec, validate_for
 from .options import DEFAULT_CONTEXT_CAP, LoadOptions
 
 MAX_METADATA_ARRAY = 64
@@ -51,15 +51,11 @@ def _check_insertion(base: BaseFiles, otter: str | Path | None) -> InsertionConf
     if is_merged(base.head):
         if otter is not None:
             raise ConfigError(f"{base.path}: a merged file holds its own insertion; leave out {otter}")
-        config = validate_insertion(base.head)
-        check_binding(base, base.head)
-        return config
+        return validate_for(base, base.head)
     if otter is None:
         return None
     with _native.GgufFile(str(otter)) as sidecar:
-        config = validate_insertion(sidecar)
-        check_binding(base, sidecar)
-        return config
+        return validate_for(base, sidecar)
 
 
 def read_metadata(file: _native.GgufFile) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..errors import OtterError, UnsupportedError
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
 from .fingerprint import fingerprint
-from .sidecar import check_binding, is_merged, is_sidecar, read_fingerprint, validate_insertion
+from .sidecar import is_merged, is_sidecar, read_fingerprint, validate_for, validate_insertion
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -77,8 +77,7 @@ def _base_part(base: BaseFiles) -> dict[str, Any]:
         "problem": _problem(base),
     }
     if is_merged(base.head):
-        config = validate_insertion(base.head)
-        check_binding(base, base.head)
+        config = validate_for(base, base.head)
         part |= _inserted_part(config, [tensor for tensor in base.head.tensors if is_inserted(tensor.name)])
     return part
 

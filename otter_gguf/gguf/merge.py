@@ -17,7 +17,7 @@ from . import encoding, keys
 from .atomic import atomic_path
 from .base import BaseFiles, is_inserted
 from .encoding import padding
-from .sidecar import check_binding, is_merged, is_sidecar, validate_insertion
+from .sidecar import is_merged, is_sidecar, validate_for, validate_insertion
 from .writer import progress_bar
 
 _CHUNK = 1 << 22
@@ -76,8 +76,7 @@ def _check_parts(base: BaseFiles, sidecar: _native.GgufFile) -> None:
         raise FileError(f"{base.path}: {_CANNOT_RETURN} (bytes after the last tensor); {_ADVICE}")
     if not is_sidecar(sidecar):
         raise FileError(f"{sidecar.path}: no Otter sidecar (key {keys.ADAPTER_TYPE} is not 'otter')")
-    validate_insertion(sidecar)
-    check_binding(base, sidecar)
+    validate_for(base, sidecar)
 
 
 def data_end(file: _native.GgufFile) -> int:

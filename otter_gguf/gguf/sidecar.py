@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from .. import _native
@@ -161,16 +162,35 @@ def _insertion(file: _native.GgufFile, values: Mapping[Key, Any], head_names: li
     architecture = _string(file, keys.GENERAL_ARCHITECTURE)
     if architecture is None:
         raise FileError(f"{file.path}: keys: {keys.GENERAL_ARCHITECTURE} is missing or no string")
-    sizes = {field: values[key] for key, field in BASE_SIZE_KEYS}
+    base, heads = _base_and_heads(file, architecture, values, head_names)
     return InsertionConfig(
-        base=BaseGeometry(architecture=architecture, **sizes),
+        base=base,
         width=values[keys.WIDTH],
         n_head_kv=tuple(values[keys.HEAD_COUNT_KV]),
         n_ff=tuple(values[keys.FEED_FORWARD_LENGTH]),
-        heads=tuple(_head(file, values, name) for name in head_names),
+        heads=heads,
         state_source=values[keys.STATE_SOURCE],
         state_offset=values[keys.STATE_OFFSET],
     )
+
+
+def _base_and_heads(
+    file: _native.GgufFile, architecture: str, values: Mapping[Key, Any], head_names: list[str]
+) -> tuple[BaseGeometry, tuple[HeadConfig, ...]]:
+    """What an insertion is made of; one ``ConfigError`` says what is wrong with each part."""
+    sizes = {field: values[key] for key, field in BASE_SIZE_KEYS}
+    makers: list[Callable[[], Any]] = [functools.partial(BaseGeometry, architecture=architecture, **sizes)]
+    makers += [functools.partial(_head, file, values, name) for name in head_names]
+    parts: list[Any] = []
+    problems = []
+    for make in makers:
+        try:
+            parts.append(make())
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return parts[0], tuple(parts[1:])
 
 
 def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadConfig:
@@ -205,8 +225,30 @@ def validate_insertion(file: _native.GgufFile) -> InsertionConfig:
     """
     config = read_insertion(file)
     check_tensors(file, config)
-    _native.check_finite(file, [tensor.name for tensor in own_tensors(file)])
+    _check_finite(file)
     return config
+
+
+def validate_for(base: BaseFiles, file: _native.GgufFile) -> InsertionConfig:
+    """:func:`validate_insertion`, and that the inserted part belongs to a base; ``file`` may be the merged file itself.
+
+    Raises:
+        MismatchError: It was made for another base; the message lists every difference.
+        FileError, UnsupportedError: As :func:`validate_insertion`. Where tensors are wrong and the base is another too,
+            one message says both.
+    """
+    config = read_insertion(file)
+    try:
+        check_tensors(file, config)
+    except FileError as error:
+        raise FileError("; ".join([str(error), *_binding_problems(base, file)])) from None
+    _check_finite(file)
+    check_binding(base, file)
+    return config
+
+
+def _check_finite(file: _native.GgufFile) -> None:
+    _native.check_finite(file, [tensor.name for tensor in own_tensors(file)])
 
 
 def own_tensors(file: _native.GgufFile) -> list[_native.TensorInfo]:
@@ -264,13 +306,18 @@ def check_binding(base: BaseFiles, sidecar: _native.GgufFile) -> None:
 
     ``sidecar`` may be the merged file that holds the base.
     """
+    for problem in _binding_problems(base, sidecar):
+        raise MismatchError(f"{sidecar.path}: {problem}")
+
+
+def _binding_problems(base: BaseFiles, sidecar: _native.GgufFile) -> list[str]:
+    """One text about all differences, or none."""
     wanted = Binding(read_insertion(sidecar).base, read_fingerprint(sidecar))
     differences = binding_differences(wanted, Binding.of(base))
-    if differences:
-        raise MismatchError(
-            f"{sidecar.path}: made for another base than {base.path}: {'; '.join(differences)}; "
-            "use the base it was trained on, in any quantization"
-        )
+    if not differences:
+        return []
+    advice = "use the base it was trained on, in any quantization"
+    return [f"made for another base than {base.path}: {'; '.join(differences)}; {advice}"]
 
 
 def binding_differences(wanted: Binding, found: Binding) -> list[str]:
