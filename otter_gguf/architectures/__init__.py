@@ -81,6 +81,8 @@ class Architecture:
     """Whether llama.cpp rotates neighbouring channels, so that query and key rows are permuted in a GGUF."""
     notes: str
     """What is special about it, and what of it is refused, in a few words for people."""
+    known_as: str = ""
+    """The models that people have of it, by their names; "" = as the class is called."""
     refusal: Callable[[Any], str | None] = same_config
     """Why llama.cpp would compute something else than transformers for a Hugging Face configuration, if it would."""
     widened_config: Callable[[BaseGeometry, int, int, int], dict[str, Any]] = widened_config
@@ -107,6 +109,19 @@ class Architecture:
     """``hidden_act``, which llama.cpp takes for granted."""
     not_widened: str = ""
     """Why there is no plainly widened checkpoint of it, if there is none."""
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.known_as or self.model_class.removesuffix("ForCausalLM")
+
+    @property
+    def tested(self) -> str:
+        """What ``tests/native/test_architectures.py`` and ``tests/training`` prove of it, in a few words."""
+        # ggml looks every function but SiLU up in a table of 16-bit numbers: logits and rewards are both off by that
+        precision = "1e-4" if self.activation == "silu" else "twice the difference of the logits"
+        widened = () if self.not_widened else ("widened checkpoints",)
+        return "; ".join(("logits bit for bit", f"rewards as in torch, to {precision}", *widened))
 
     def geometry(self, config: Any) -> BaseGeometry:
         """Sizes from a Hugging Face configuration.
@@ -164,12 +179,14 @@ def find(model_type: str, model_class: str | None = None) -> Architecture:
 
 
 def table() -> list[dict[str, str]]:
-    """What is supported, one entry a ``model_type``: also ``model_class``, ``gguf`` and ``notes``."""
+    """Of all that is supported ``model_type``, ``title``, ``model_class``, ``gguf``, ``tested`` and ``notes``."""
     return [
         {
             "model_type": model_type,
+            "title": architecture.title,
             "model_class": architecture.model_class,
             "gguf": architecture.gguf,
+            "tested": architecture.tested,
             "notes": architecture.notes,
         }
         for model_type, architecture in ((model_type, describe(model_type)) for model_type in supported())

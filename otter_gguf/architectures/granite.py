@@ -11,5 +11,6 @@ ARCHITECTURE = Architecture(
     gguf="granite",
     model_class="GraniteForCausalLM",
     interleaved_rope=True,
-    notes="dense Granite 3; its multipliers hold for the inserted part too",
+    notes="its multipliers hold for the inserted part too",
+    known_as="Granite 3, dense",
 )

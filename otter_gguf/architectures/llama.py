@@ -24,6 +24,7 @@ ARCHITECTURE = Architecture(
     gguf="llama",
     model_class="LlamaForCausalLM",
     interleaved_rope=True,
-    notes="Llama 1 to 3.x, with its rope scaling",
+    notes="with its rope scaling",
+    known_as="Llama 1 to 3.x",
     widened_config=_widened_config,
 )

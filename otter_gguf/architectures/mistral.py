@@ -11,5 +11,6 @@ ARCHITECTURE = Architecture(
     gguf="llama",
     model_class="MistralForCausalLM",
     interleaved_rope=True,
-    notes="7B v0.1 to v0.3 and their like; v0.1 up to its window of 4096 tokens, which llama.cpp leaves out",
+    notes="v0.1 up to its window of 4096 tokens, which llama.cpp leaves out",
+    known_as="Mistral 7B v0.1 to v0.3 and their like",
 )

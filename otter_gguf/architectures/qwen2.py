@@ -14,7 +14,8 @@ ARCHITECTURE = Architecture(
     gguf="qwen2",
     model_class="Qwen2ForCausalLM",
     interleaved_rope=False,
-    notes="Qwen2, Qwen2.5; inserted rows have no biases; no sliding window",
+    notes="inserted rows have no biases; no sliding window",
+    known_as="Qwen2, Qwen2.5",
     refusal=sliding_window,
     attention=dataclasses.replace(ATTENTION, input_bias=True),
 )

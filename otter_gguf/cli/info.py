@@ -7,10 +7,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError, FileError
+from ..gguf.atomic import atomic_path
 from ..text import terminal_safe
-from ._common import print_json
+from ._common import print_json, read_text
 
 HELP = "show what a GGUF file holds, or this build and its devices"
+
+BEGIN = "<!-- otter-gguf info --architectures --markdown README.md -->"
+END = "<!-- end of the table -->"
+"""Marks in a Markdown file; the table between them is written by the command that the first one names."""
+STDOUT = "-"
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -21,7 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject = parser.add_mutually_exclusive_group()
     subject.add_argument("file", type=Path, nargs="?", metavar="FILE", help="base, sidecar or merged GGUF")
     subject.add_argument("--architectures", action="store_true", help="the architectures that can be widened")
-    parser.add_argument("--json", action="store_true", help="JSON for machines")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="JSON for machines")
+    form.add_argument(
+        "--markdown",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="with --architectures: a table in Markdown; written between the marks of FILE, if one is named",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from ..gguf.describe import describe, environment
 
     if args.architectures:
-        _print_architectures(as_json=args.json)
+        _show_architectures(as_json=args.json, markdown=args.markdown)
         return 0
+    if args.markdown is not None:
+        raise ConfigError("--markdown is for --architectures")
     info = describe(args.file) if args.file else environment()
     if args.json:
         print_json(info)
@@ -40,16 +57,41 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_architectures(*, as_json: bool) -> None:
+def _show_architectures(*, as_json: bool, markdown: str | None) -> None:
     from ..architectures import table
 
     rows = table()
     if as_json:
         print_json(rows)
-        return
-    titles = {"model_type": "Hugging Face", "gguf": "GGUF", "notes": "notes"}
-    for row in (titles, *rows):
-        print(f"{row['model_type']:<14} {row['gguf']:<10} {row['notes']}")
+    elif markdown == STDOUT:
+        print(markdown_table(rows))
+    elif markdown is not None:
+        write_between_marks(Path(markdown), markdown_table(rows))
+    else:
+        titles = {"model_type": "Hugging Face", "gguf": "GGUF", "title": "models", "notes": "notes"}
+        for row in (titles, *rows):
+            print(f"{row['model_type']:<14} {row['gguf']:<10} {row['title']}; {row['notes']}")
+
+
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """What is supported, as the README has it."""
+    lines = ["| model | GGUF | tested | notes |", "|---|---|---|---|"]
+    lines += [f"| {row['title']} | `{row['gguf']}` | {row['tested']} | {row['notes']} |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_between_marks(path: Path, text: str) -> None:
+    """Replace what stands between :data:`BEGIN` and :data:`END` in a file.
+
+    Raises:
+        FileError: the file cannot be read or written, or does not have both marks once, in this order.
+    """
+    before, begin, rest = read_text(str(path)).partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise FileError(f"{path}: expected one {BEGIN} and one {END} behind it, to write the table between")
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def environment_rows(info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -103,9 +103,9 @@ def test_the_architectures_are_a_table(capsys: pytest.CaptureFixture[str]) -> No
     rows = json.loads(info(capsys, "--architectures", "--json"))
     assert [row["model_type"] for row in rows] == list(supported())
     title, *lines = info(capsys, "--architectures").splitlines()
-    assert title.split() == ["Hugging", "Face", "GGUF", "notes"]
+    assert title.split() == ["Hugging", "Face", "GGUF", "models;", "notes"]
     assert [line.split(maxsplit=2) for line in lines] == [
-        [row["model_type"], row["gguf"], row["notes"]] for row in rows
+        [row["model_type"], row["gguf"], f"{row['title']}; {row['notes']}"] for row in rows
     ]
 
 
