@@ -32,7 +32,11 @@ class AdapterInfo:
 
     insertion: InsertionConfig
     base_name: str
+    """Folder, GGUF file or Hub name of the base that it was trained on."""
     revision: str
+    """Its Hub commit; "" = none."""
+    fine_tuned_base: str
+    """Folder of the base inside that of the adapter, if the base was trained as well; "" = it was not."""
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
@@ -47,6 +51,7 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
         insertion=insertion_from(data.get("insertion"), path),
         base_name=str(data.get("base_model_name_or_path") or ""),
         revision=str(data.get("revision") or ""),
+        fine_tuned_base=str(data.get("fine_tuned_base") or ""),
     )
 
 

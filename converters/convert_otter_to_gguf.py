@@ -17,6 +17,7 @@ from otter_gguf.errors import ConfigError, FileError, OtterError
 
 HELP = "convert an adapter, a widened checkpoint or a Hugging Face base to GGUF, or a sidecar back"
 
+_SIDECAR_OPTIONS = ("base", "base_outfile", "base_hf", "merged", "name", "tokenizer", "no_tokenizer_check")
 _OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
 _DESCRIPTION = f"""{HELP}.
 
@@ -63,6 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="base to compare a widened checkpoint with if --base is quantized",
     )
+    tokenizer = parser.add_mutually_exclusive_group()
+    tokenizer.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="Hugging Face tokenizer of the training, to compare with the base's (default: the recorded base's, or "
+        "that of a --base that is a folder)",
+    )
+    tokenizer.add_argument(
+        "--no-tokenizer-check",
+        action="store_true",
+        help="convert although training and the GGUF may make other tokens of a text",
+    )
     parser.add_argument("--merged", action="store_true", help="one file with base and sidecar (widened checkpoint)")
     parser.add_argument("--to-adapter", action="store_true", help="write an adapter folder (sidecar, merged file)")
     parser.add_argument("--name", default="", help="general.name of the sidecar (default: name of INPUT)")
@@ -92,26 +106,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert_adapter(args: argparse.Namespace) -> Path:
-    from otter_gguf.converters.adapter import convert_adapter
+    from otter_gguf.converters.adapter import convert_adapter, read_adapter_info
 
     from otter_gguf.gguf.base import BaseFiles
 
     if args.merged or args.base_hf:
         raise ConfigError("--merged and --base-hf are for a widened checkpoint; join base and sidecar with `merge`")
     target = _target(args, "otter.gguf")
-    with BaseFiles.open(_base_gguf(args, target)) as base:
+    base_gguf = _base_gguf(args, target)
+    info = read_adapter_info(args.input)
+    own_base = args.input / info.fine_tuned_base if info.fine_tuned_base else ""
+    lines = _compare_tokenizers(args, base_gguf, [(own_base, ""), (info.base_name, info.revision)])
+    with BaseFiles.open(base_gguf) as base:
         convert_adapter(args.input, target, base, outtype=args.outtype, name=args.name, force=args.force)
+    _warn(lines)
     return target
 
 
 def _convert_widened(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.widened import convert_widened
+    from otter_gguf.converters.widened_layout import read_widened_config
 
     from otter_gguf.gguf.base import BaseFiles
 
     target = _target(args, "merged.gguf" if args.merged else "otter.gguf")
     base_hf = args.base_hf or (args.base if args.base and args.base.is_dir() else None)
-    with BaseFiles.open(_base_gguf(args, target)) as base:
+    base_gguf = _base_gguf(args, target)
+    _, base_name = read_widened_config(args.input)
+    lines = _compare_tokenizers(args, base_gguf, [(args.input, ""), (base_name, ""), (args.base_hf or "", "")])
+    with BaseFiles.open(base_gguf) as base:
         convert_widened(
             args.input,
             target,
@@ -122,13 +145,14 @@ def _convert_widened(args: argparse.Namespace) -> Path:
             name=args.name,
             force=args.force,
         )
+    _warn(lines)
     return target
 
 
 def _convert_base(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.base import convert_base
 
-    given = [name for name in ("base", "base_outfile", "base_hf", "merged", "name") if getattr(args, name)]
+    given = [name for name in _SIDECAR_OPTIONS if getattr(args, name)]
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f'{args.input} is a base (no otter_config.json, no "otter" in config.json): no {options}')
@@ -140,7 +164,7 @@ def _convert_base(args: argparse.Namespace) -> Path:
 def _convert_sidecar(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.sidecar import convert_sidecar
 
-    given = [name for name in ("base", "base_outfile", "base_hf", "merged", "name") if getattr(args, name)]
+    given = [name for name in _SIDECAR_OPTIONS if getattr(args, name)]
     given += ["outtype"] if args.outtype != "auto" else []
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -168,6 +192,25 @@ def _base_gguf(args: argparse.Namespace, target: Path) -> Path:
         raise FileError(f"{written}: exists already; give it as --base to use it, or --force to replace it")
     convert_base(base, written, verbose=args.verbose, force=args.force)
     return written
+
+
+def _compare_tokenizers(args: argparse.Namespace, base: Path, names: list[tuple[str | Path, str]]) -> list[str]:
+    """Compare the base's tokenizer with that of training, the first that is known; returns lines to print."""
+    from otter_gguf.converters.tokenizer import compare_with_folder, compare_with_training
+
+    if args.no_tokenizer_check:
+        return [f"{base}: tokenizer not compared: rewards are wrong where training made other tokens of a text"]
+    lines: list[str] = (
+        compare_with_folder(base, args.tokenizer)
+        if args.tokenizer
+        else compare_with_training(base, [*names, (args.base, "")])
+    )
+    return lines
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _target(args: argparse.Namespace, ending: str) -> Path:

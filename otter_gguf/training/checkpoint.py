@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
 from ..gguf.atomic import atomic_path
+from ..tokenizer_agreement import load_tokenizer as load_hf_tokenizer
 from .fingerprint import base_fingerprint, check_fingerprint
 from .gguf_base import is_gguf, load_gguf_base, load_gguf_tokenizer
 from .model import OtterModel, geometry
@@ -143,16 +144,7 @@ def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path) -> PreTrain
     name, revision = _tokenizer_source(model)
     if is_gguf(name) and Path(name).is_file():
         return load_gguf_tokenizer(Path(name))
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise FileError(f"{name}: cannot load the tokenizer: {_first_line(error)}") from None
-    # What some versions of transformers make of a folder without a tokenizer.
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise FileError(f"{name}: cannot load the tokenizer: it has no vocabulary")
-    return tokenizer
+    return load_hf_tokenizer(name, revision)
 
 
 def _tokenizer_source(model: OtterModel | PreTrainedModel | str | Path) -> tuple[str, str | None]:

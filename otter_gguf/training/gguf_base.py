@@ -7,6 +7,7 @@ here: a scaled rope, of which the file holds the factors alone, and a tokenizer 
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .. import _native
-from ..errors import FileError, MismatchError, UnsupportedError
+from ..errors import FileError, UnsupportedError
 from ..gguf.base import BaseFiles, base_geometry
 from ..gguf.sidecar import is_sidecar
+from ..tokenizer_agreement import check_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
@@ -26,12 +28,6 @@ _SPACE = "▁"
 """What SentencePiece writes for a space."""
 # What Llama 3.1 and its successors were trained with; their converter keeps the resulting factors alone.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_PROBES = (
-    "The otter swims.",
-    "otters",
-    " two  spaces, 1234 and 5.6e-7\n\n\tif (x != y) { return; }",
-    "It's DON'T—naïve 水獺 🦦 Übergröße",
-)
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -112,7 +108,7 @@ def _forget_quantization(model: Any) -> None:
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, compared with llama.cpp's own on a few texts.
+    """The tokenizer of a GGUF file, compared with llama.cpp's own (``tokenizer_agreement``); a note is a warning.
 
     Raises:
         FileError: unreadable or damaged.
@@ -130,7 +126,8 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         keys = base.head.keys
         if "tokenizer.ggml.model" in keys and base.head.value("tokenizer.ggml.model") == "llama":
             _as_sentencepiece(tokenizer, _SPACE_PREFIX not in keys or bool(base.head.value(_SPACE_PREFIX)))
-    _compare_tokenizer(tokenizer, path)
+    for note in check_tokenizer(path, tokenizer, advice="train on the Hugging Face folder of the base instead"):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     return tokenizer
 
 
@@ -145,15 +142,3 @@ def _as_sentencepiece(tokenizer: Any, space_prefix: bool) -> None:
     backend.pre_tokenizer = None
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space_prefix else steps)
-
-
-def _compare_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    native = _native.Model(str(path), vocab_only=True)
-    for text in _PROBES:
-        found = list(tokenizer(text)["input_ids"])
-        expected = native.tokenize(text.encode(), add_special=True, parse_special=False)
-        if found != expected:
-            raise MismatchError(
-                f"{path}: transformers makes the tokens {found[:8]} of {text[:20]!r}, llama.cpp {expected[:8]}; "
-                "train on the Hugging Face folder of the base instead"
-            )

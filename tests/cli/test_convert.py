@@ -52,9 +52,13 @@ def test_a_widened_checkpoint_becomes_a_sidecar_or_a_merged_file(tmp_path: Path)
     assert (tmp_path / "s.gguf").read_bytes() == (folder / "wide.otter.gguf").read_bytes()
 
 
-def test_a_hugging_face_base_is_converted_first(tmp_path: Path) -> None:
+def test_a_hugging_face_base_is_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And its tokenizer compared with what llama.cpp's converter made of it: agreed but for two habits."""
     model, folder = write_hf_model(tmp_path / "toy"), write_adapter(tmp_path / "kind")
     assert main(["convert", str(folder), "--base", str(model), "-o", str(tmp_path / "s.gguf")]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert "give prompts without a space in front" in first
+    assert "special tokens inside a text, as in chats" in second
     with BaseFiles.open(tmp_path / "toy.gguf") as base, _native.GgufFile(str(tmp_path / "s.gguf")) as file:
         check_binding(base, file)
 

@@ -1,4 +1,4 @@
-"""The toy base as a Hugging Face folder with a byte-level tokenizer, complete enough for llama.cpp's converter."""
+"""The toy base as a Hugging Face folder with its tokenizer, complete enough for llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
 from ..gguf.toy_files import GEOMETRY, base_tensors, save_safetensors
-
-_SPECIAL = ("<unk>", "<s>", "</s>")
+from ..tokenizer_toys import sentencepiece_backend
 
 
 def write_hf_model(folder: Path, dtype: str = "BF16", **changes: Any) -> Path:
@@ -42,15 +39,9 @@ def write_hf_model(folder: Path, dtype: str = "BF16", **changes: Any) -> Path:
 
 def write_tokenizer(folder: Path) -> None:
     """SentencePiece-like: pieces with byte fallback, which llama.cpp's converter knows as the `llama` tokenizer."""
-    pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *(f"▁{i}" for i in range(29))]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast", **tokens}))
+    sentencepiece_backend().save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast", **settings}))
 
 
 class Payload:

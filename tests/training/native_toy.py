@@ -17,38 +17,13 @@ from otter_gguf.training import geometry
 from tests.converters.toy_hf import write_tokenizer
 from tests.gguf.toy_files import write_base
 from tests.native.helpers import feed, open_base, open_otter
+from tests.tokenizer_toys import sentencepiece_metadata
 from tests.training.toy import toy_base
 
 N_VOCAB = 288
 TOKENS = torch.randint(3, N_VOCAB, (1, 19), generator=torch.Generator().manual_seed(4))
-
-
-_LETTERS = "▁theorsw12.,"
-_MERGED = [
-    "▁t",
-    "he",
-    "▁the",
-    "ot",
-    "er",
-    "▁o",
-    "▁ot",
-    "▁otter",
-    "te",
-    "ter",
-    "th",
-    "▁s",
-    "▁1",
-    "12",
-    "▁12",
-    "rs",
-    "▁▁",
-]
-_PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *_MERGED, *_LETTERS]
-# A vocabulary of pieces that can be put together from letters, as a trained one's can.
-WORDS = (
-    KeyValue("tokenizer.ggml.tokens", "arr[str]", _PIECES),
-    KeyValue("tokenizer.ggml.token_type", "arr[i32]", [2, 3, 3, *[6] * 256, *[1] * 29]),
-)
+# A vocabulary of pieces that can be put together from letters, as a trained one's can: that of the folder.
+WORDS = sentencepiece_metadata()
 
 
 def native_base(seed: int = 0, **changes: Any) -> Any:

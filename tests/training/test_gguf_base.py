@@ -100,7 +100,7 @@ def test_tokens_are_llama_cpps(tmp_path: Path, prefix: bool | None) -> None:
 def test_other_tokens_than_llama_cpps_are_refused(tmp_path: Path) -> None:
     """Pieces without letters to put them together from, which llama.cpp finds by their scores alone."""
     path = write_gguf_base(tmp_path / "base.gguf", native_base())
-    with pytest.raises(MismatchError, match=r"transformers makes the tokens \[.* of .*, llama.cpp \["):
+    with pytest.raises(MismatchError, match=r"become other tokens, first .*: llama\.cpp \[.*, transformers \["):
         load_tokenizer(path)
 
 

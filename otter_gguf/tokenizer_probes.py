@@ -1,0 +1,75 @@
+"""Texts on which tokenizers part ways: what :mod:`.tokenizer_agreement` compares besides a vocabulary's own pieces."""
+
+from __future__ import annotations
+
+PROBES: tuple[str, ...] = (
+    "",
+    # words, with and without a space in front
+    "The otter swims.",
+    "otters",
+    " otters",
+    "  otters",
+    "Otters, seals and walruses; they're all the same?!",
+    "It's DON'T they'Ve I'LL we'd 'tis o'clock can't",
+    "HTTPServer camelCase snake_case kebab-case SCREAMING_CASE x2y3",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
+    "pneumonoultramicroscopicsilicovolcanoconiosis" * 3,
+    "a" * 100,
+    # runs of white space
+    " ",
+    "  ",
+    "   ",
+    " " * 17,
+    "a  b   c    d",
+    "trailing space ",
+    "trailing spaces   ",
+    "\n",
+    "\n\n",
+    "\n\n\n \n",
+    "line\nline\n\nparagraph\r\nwindows\rold",
+    "\t",
+    "\t\tindented\twith tabs",
+    " \n \t \n",
+    "non\u00a0breaking, thin\u2009and\u3000wide spaces",
+    # digits and signs
+    "0 1 12 123 1234 12345 1234567890",
+    "3.14159 -2,718.28 5.6e-7 1/2 50% $9.99 0xDEADBEEF 192.168.0.1",
+    "+++ --- === !!! ??? ... ;;; ((( ))) ``` ''' \"\"\"",
+    "a.b,c;d:e!f?g(h)i[j]k{l}m<n>o@p#q$r%s^t&u*v-w_x+y=z|~`\\/",
+    "https://example.org/path?q=otter&lang=en#top mail@example.org",
+    "“quotes” ‘single’ «guillemets» – en — em … ellipsis • bullet",
+    # code
+    "if (x != y) { return; }",
+    "def f(n: int) -> int:\n    return n * f(n - 1) if n > 1 else 1\n",
+    "for (int i = 0; i < 10; ++i) {\n\tsum += a[i];\n}\n",
+    '{"key": [1, 2.5, null, true], "nested": {"a": "\\u00e9\\n"}}',
+    "<div class='otter'>&nbsp;</div><!-- comment -->",
+    "SELECT * FROM otters WHERE fish >= 3;",
+    # scripts
+    "naïve café Übergröße señor façade Øresund Łódź",
+    "e\u0301 o\u0308 n\u0303 a\u0328\u0301",
+    "Ελληνικά: η βίδρα κολυμπά.",
+    "Русский: выдра плывёт по реке.",
+    "עברית: הלוטרה שוחה בנהר.",
+    "العربية: يسبح ثعلب الماء في النهر.",
+    "हिन्दी: ऊदबिलाव नदी में तैरता है।",
+    "ไทย: นากว่ายน้ำในแม่น้ำ",
+    "中文：水獺在河裡游泳。他有3條魚，共12元。",
+    "日本語：カワウソは川で泳ぐ。ﾊﾝｶｸと全角ＡＢＣ１２３",
+    "한국어: 수달이 강에서 헤엄친다.",
+    "မြန်မာ ខ្មែរ ქართული հայերեն",
+    "mixed English中文русскийعربي日本語text",
+    # emoji: plain, with skin tone, joined, flags, keycap
+    "🦦",
+    "🦦🐟 🌊\n🦦",
+    "👍🏽 👩‍🔬 👨‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇯🇵 1️⃣ ❤️",
+    # beyond the usual planes, and signs nobody sees
+    "𝔬𝔱𝔱𝔢𝔯 𝟙𝟚𝟛 𐍈 𠮷",
+    "½ ² ™ ﬁ Ⅷ ① ㎏",
+    "zero\u200bwidth\u200djoined soft\u00adhyphen \ufeffmark \u202eoverride\u202c",
+    "control \x01\x02\x1b[0m\x7f",
+    # what looks like markup of chats, and is plain text to most tokenizers
+    "<|otter|> </otter> [OTTER] <<OTTER>> ### Human: hi ### Assistant:",
+    "User: Hello!\n\nAssistant: Hi. How can I help?\n\nUser:",
+    "Ġ Ċ ▁ ## @@ <0x41> <unk>",
+)
