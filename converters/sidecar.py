@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from otter_gguf import _native
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError
-from otter_gguf.gguf.atomic import atomic_path
+from otter_gguf.gguf.atomic import atomic_folder, check_target
 from otter_gguf.gguf.merge import split
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion
 from otter_gguf.gguf.writer import progress_bar
@@ -22,6 +21,8 @@ from otter_gguf.gguf.writer import progress_bar
 from .adapter import CONFIG_NAME, FORMAT, VERSION, WEIGHTS_STEM
 from .recipes import Part, recipes, row_ranges, unpermute_rows
 
+_WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
+_NAMES = (CONFIG_NAME, _WEIGHTS_NAME)
 _F32_SIZE = 4
 _HEADER_ALIGNMENT = 8
 
@@ -41,35 +42,30 @@ def convert_sidecar(sidecar: str | Path, folder: str | Path, *, force: bool = Fa
         FileError: The file is damaged or holds no inserted part, or ``folder`` cannot be written.
         UnsupportedError: Architecture or version unknown.
     """
+    source, folder = Path(sidecar), Path(folder)
     with _native.GgufFile(str(sidecar)) as file:
-        if not is_merged(file):
-            return _write_adapter(file, Path(sidecar), Path(folder), force)
-    with tempfile.TemporaryDirectory(prefix="otter-gguf-") as scratch:
-        part = Path(scratch) / "sidecar.gguf"
-        split(sidecar, None, part)
-        with _native.GgufFile(str(part)) as file:
-            return _write_adapter(file, Path(sidecar), Path(folder), force)
+        if folder.is_dir():
+            for name in _NAMES:
+                check_target(folder / name, inputs=(source,), force=force)
+        with atomic_folder(folder, names=_NAMES, last=CONFIG_NAME) as made:
+            if not is_merged(file):
+                return _write_adapter(file, source, made)
+            part = made / "sidecar.gguf"
+            split(sidecar, None, part)
+            with _native.GgufFile(str(part)) as taken_out:
+                insertion = _write_adapter(taken_out, source, made)
+            part.unlink()
+            return insertion
 
 
-def _write_adapter(file: _native.GgufFile, source: Path, folder: Path, force: bool) -> InsertionConfig:
+def _write_adapter(file: _native.GgufFile, source: Path, folder: Path) -> InsertionConfig:
     """``source``: the file that the user gave."""
     insertion = validate_insertion(file)
     types = {tensor.name: tensor.type for tensor in file.tensors}
-    places = _places(insertion)
     text = json.dumps(_adapter_record(file, source, insertion, types), indent=2) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{folder}: cannot make this folder: {error.strerror}") from None
-    weights = folder / f"{WEIGHTS_STEM}.safetensors"
-    # Both are complete before the first gets its name.
-    with (
-        atomic_path(folder / CONFIG_NAME, inputs=(source,), force=force) as config_file,
-        atomic_path(weights, inputs=(source,), force=force) as weights_file,
-    ):
-        config_file.write_text(text, encoding="utf-8")
-        with open(weights_file, "r+b") as out:
-            _write_tensors(out, file, places, types)
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    with open(folder / _WEIGHTS_NAME, "wb") as out:
+        _write_tensors(out, file, _places(insertion), types)
     return insertion
 
 

@@ -6,14 +6,14 @@ zero where original rows would read added columns. Both are checked here, elemen
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from otter_gguf.config import InsertionConfig
-from otter_gguf.gguf.atomic import check_target
+from otter_gguf.gguf.atomic import atomic_path, check_target, scratch_folder
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.metadata import Lineage
@@ -67,10 +67,11 @@ def convert_widened(
         if not merged:
             write_sidecar(source, config, target, base, outtype, lineage, inputs=inputs, force=force)
             return config
-        with tempfile.TemporaryDirectory() as scratch:
-            sidecar = Path(scratch) / "sidecar.gguf"
-            write_sidecar(source, config, sidecar, base, outtype, lineage, inputs=inputs, force=force)
-            merge(base.path, sidecar, target, force=force)
+        with atomic_path(target, inputs=[*inputs, base.path], force=force) as temporary, scratch_folder(Path(target)) as scratch:
+            sidecar, merged_file = scratch / "sidecar.gguf", scratch / "merged.gguf"
+            write_sidecar(source, config, sidecar, base, outtype, lineage)
+            merge(base.path, sidecar, merged_file)
+            os.replace(merged_file, temporary)
     return config
 
 

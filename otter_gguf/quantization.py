@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _native
 from .errors import ConfigError, EngineError, FileError, MismatchError, OtterError, UnsupportedError
-from .gguf.atomic import atomic_path, temporary_name
+from .gguf.atomic import atomic_path, scratch_folder
 from .gguf.base import BaseFiles, is_inserted
 from .gguf.checksums import check_checksums, has_checksums
 from .gguf.encoding import ALIGNMENT, TENSOR_TYPES, KeyValue
@@ -285,7 +284,7 @@ class _Base:
                 stack.enter_context(atomic_path(target.with_name(stem + name), inputs=inputs, force=force))
                 for name in names
             ]
-            with _scratch_folder(target) as folder:
+            with scratch_folder(target) as folder:
                 self._run(str(folder / "shard"))
                 self._check(folder / f"shard{names[0]}")
                 for name, temporary in zip(names, temporaries, strict=True):
@@ -444,7 +443,7 @@ class _Merged:
     def write(self, target: Path, inputs: Sequence[str | Path], force: bool) -> None:
         """Write the file; takes the room of both parts and of the result beside it."""
         options = self.options
-        with atomic_path(target, inputs=inputs, force=force) as temporary, _scratch_folder(target) as folder:
+        with atomic_path(target, inputs=inputs, force=force) as temporary, scratch_folder(target) as folder:
             base, sidecar, merged = (folder / name for name in ("base.gguf", "sidecar.gguf", "merged.gguf"))
             split(self.path, base, sidecar)
             if options.type != COPY:
@@ -480,16 +479,3 @@ class _Merged:
             yield
         except OtterError as error:
             raise type(error)(str(error).replace(str(part), self.path)) from None
-
-
-@contextmanager
-def _scratch_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target``, for who holds ``target``'s lock; what a killed process left there goes."""
-    folder = temporary_name(target)
-    folder = folder.with_name(folder.name.removesuffix("tmp") + "dir")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

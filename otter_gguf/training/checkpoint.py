@@ -1,7 +1,7 @@
 """The adapter checkpoint: a folder with ``otter_config.json`` and ``otter_model.safetensors`` (docs/architecture.md).
 
-The tensors are renamed into place first, the configuration second. Between two saves of the same insertion only the
-tensors differ, so the folder holds the whole old or the whole new adapter at every moment.
+The folder appears as a whole. Where it holds other things too, such as the checkpoints of a training run, the
+configuration goes first and comes last: without it there is no adapter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
-from ..gguf.atomic import atomic_path
+from ..gguf.atomic import atomic_folder
 from ..tokenizer_agreement import load_tokenizer as load_hf_tokenizer
 from .fingerprint import base_fingerprint, check_fingerprint
 from .gguf_base import is_gguf, load_gguf_base, load_gguf_tokenizer
@@ -33,9 +33,15 @@ FINE_TUNED_BASE = "fine_tuned_base"
 """Key of ``otter_config.json`` that a full reward model alone has: the folder of its base (:mod:`.full`)."""
 
 
-def save_adapter(model: OtterModel, path: Path, *, force: bool = False, **entries: Any) -> None:
-    """See :meth:`OtterModel.save_pretrained`; ``entries`` are added to ``otter_config.json``."""
-    check_overwrite(path, model.insertion, FINE_TUNED_BASE in entries, force=force)
+def save_adapter(model: OtterModel, path: Path, *, force: bool = False) -> None:
+    """See :meth:`OtterModel.save_pretrained`."""
+    check_overwrite(path, model.insertion, force=force)
+    with atomic_folder(path, names=(CONFIG_NAME, TENSORS_NAME), last=CONFIG_NAME) as folder:
+        write_adapter(model, folder)
+
+
+def write_adapter(model: OtterModel, folder: Path, **entries: Any) -> None:
+    """Write both files of an adapter into an empty folder; ``entries`` are added to ``otter_config.json``."""
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -48,15 +54,9 @@ def save_adapter(model: OtterModel, path: Path, *, force: bool = False, **entrie
         "training": model.training_record,
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.inserted_parameters().items()}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path / TENSORS_NAME, force=True) as temporary:
-            # save_file() would leave a file that nobody but its owner can read
-            temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
-        with atomic_path(path / CONFIG_NAME, force=True) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"{path}: cannot write the adapter: {error}") from None
+    # save_file() would leave a file that nobody but its owner can read
+    (folder / TENSORS_NAME).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_overwrite(path: Path, insertion: InsertionConfig, full: bool = False, *, force: bool) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
+from ..gguf.atomic import atomic_folder
 from .checkpoint import (
     CONFIG_NAME,
     FINE_TUNED_BASE,
@@ -26,7 +27,7 @@ from .checkpoint import (
     load_tensors,
     load_tokenizer,
     read_config,
-    save_adapter,
+    write_adapter,
 )
 from .fingerprint import check_fingerprint
 from .initialisation import initialise_heads
@@ -66,8 +67,8 @@ class FullRewardModel(OtterModel):
     def save_pretrained(self, path: str | Path, *, force: bool = False) -> None:
         """Write ``base/``, a Hugging Face folder of the fine-tuned base, and the heads as an adapter beside it.
 
-        The configuration, written last, holds the fingerprint of the base: a folder whose writing was cut off, or whose
-        base was exchanged, is refused when it is loaded.
+        The folder appears as a whole, as every adapter does. The configuration holds the fingerprint of the base: one
+        whose base was exchanged is refused when it is loaded.
 
         Raises:
             FileError: not writable.
@@ -75,13 +76,14 @@ class FullRewardModel(OtterModel):
         """
         path = Path(path)
         check_overwrite(path, self.insertion, full=True, force=force)
-        try:
-            self.base_model.save_pretrained(path / BASE_FOLDER)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(path / BASE_FOLDER)
-        except (OSError, SafetensorError) as error:
-            raise FileError(f"{path}: cannot write the fine-tuned base: {error}") from None
-        save_adapter(self, path, force=True, **{FINE_TUNED_BASE: BASE_FOLDER})
+        with atomic_folder(path, names=(BASE_FOLDER, CONFIG_NAME, TENSORS_NAME), last=CONFIG_NAME) as folder:
+            try:
+                self.base_model.save_pretrained(folder / BASE_FOLDER)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder / BASE_FOLDER)
+            except (OSError, SafetensorError) as error:
+                raise FileError(f"{path}: cannot write the fine-tuned base: {error}") from None
+            write_adapter(self, folder, **{FINE_TUNED_BASE: BASE_FOLDER})
 
     def load_weights(self, path: str | Path) -> None:
         """As :meth:`OtterModel.load_weights`, with the base's tensors."""

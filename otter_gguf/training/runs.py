@@ -1,7 +1,7 @@
 """The checkpoints of a training run: which are complete, which is the newest, which may go.
 
-A checkpoint is a folder of several files, so no rename makes it appear at once. Its manifest is written last, with size
-and SHA-256 of every other file; a folder without a matching manifest was cut off by a kill and is never resumed from.
+transformers writes a checkpoint in place, file by file. Its manifest is written last, with size and SHA-256 of every
+other file; a folder without a matching manifest was cut off by a kill and is never resumed from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from ..errors import FileError
-from ..gguf.atomic import atomic_path
+from ..gguf.atomic import atomic_path, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Record size and SHA-256 of every file of a checkpoint."""
+    """Record size and SHA-256 of every file of a checkpoint, once they are on the disk: older checkpoints go then."""
+    sync_tree(checkpoint)
     found = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
     files = {path.relative_to(checkpoint).as_posix(): _size_and_hash(path) for path in found}
     files.pop(MANIFEST_NAME, None)

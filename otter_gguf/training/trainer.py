@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -171,15 +172,19 @@ class OtterTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The manifest makes the checkpoint valid; only then may older ones go."""
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(checkpoint)
+        except (OSError, RuntimeError, FileError) as error:  # torch has no class for a full disk
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            raise FileError(f"{checkpoint}: cannot write the checkpoint: {' '.join(str(error).split())}") from None
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            write_manifest(checkpoint)
             best = self.state.best_model_checkpoint
             rotate(checkpoint, limit, keep={Path(best)} if best else set())
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..gguf.atomic import atomic_folder
 from .checkpoint import check_tensors, fill, load_base
 from .layout import Widening
 from .model import OtterModel
@@ -57,14 +58,14 @@ def export(
     dtype = dtype or model.dtype
     config = _widened_config(model, dtype)
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in _tensors(model)}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        save_torch_state_dict(tensors, path, metadata={"format": "pt"})
-        config.save_pretrained(path)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(path)
-    except OSError as error:
-        raise FileError(f"{path}: cannot write the widened checkpoint: {error}") from None
+    with atomic_folder(path, names=(), last="config.json") as folder:
+        try:
+            save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+            config.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"{path}: cannot write the widened checkpoint: {error}") from None
 
 
 def _check_form(model: OtterModel) -> None:
