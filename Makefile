@@ -11,6 +11,7 @@ TORCH      ?= torch==2.13.0
 CMAKE_ARGS ?=
 PYTEST     ?=
 FUZZ       ?=
+SOAK       ?=
 # The interpreter of `make native`: one with pybind11. Default: the virtual environment.
 NATIVE_PYTHON ?=
 
@@ -25,7 +26,7 @@ CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint native clean distclean
+.PHONY: help demo test test-slow fuzz soak lint native clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,9 @@ test-slow: $(VENV)/.test ## the slow tests
 
 fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
 	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
+
+soak: $(VENV)/.test ## kills, faults and Ctrl-C in every verb that writes (hours; SOAK="kills --count 10": a part)
+	$(BIN)/python -m tests.reliability.soak $(SOAK)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -67,9 +67,12 @@ def convert_widened(
         if not merged:
             write_sidecar(source, config, target, base, outtype, lineage, inputs=inputs, force=force)
             return config
-        with atomic_path(target, inputs=[*inputs, base.path], force=force) as temporary, scratch_folder(Path(target)) as scratch:
+        with (
+            atomic_path(target, inputs=[*inputs, base.path], force=force) as temporary,
+            scratch_folder(Path(target)) as scratch,
+        ):
             sidecar, merged_file = scratch / "sidecar.gguf", scratch / "merged.gguf"
-            write_sidecar(source, config, sidecar, base, outtype, lineage)
+            write_sidecar(source, config, sidecar, base, outtype, lineage, inputs=inputs, force=force)
             merge(base.path, sidecar, merged_file)
             os.replace(merged_file, temporary)
     return config

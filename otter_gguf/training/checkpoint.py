@@ -59,6 +59,16 @@ def write_adapter(model: OtterModel, folder: Path, **entries: Any) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files. ``OSError`` if they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:  # all that the tokenizers library has for a full disk
+            raise OSError(str(error)) from None
+        raise
+
+
 def check_overwrite(path: Path, insertion: InsertionConfig, full: bool = False, *, force: bool) -> None:
     """``ConfigError`` if ``path`` holds something else than an adapter with this insertion, and not ``force``.
 

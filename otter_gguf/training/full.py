@@ -27,6 +27,7 @@ from .checkpoint import (
     load_tensors,
     load_tokenizer,
     read_config,
+    save_tokenizer,
     write_adapter,
 )
 from .fingerprint import check_fingerprint
@@ -80,7 +81,7 @@ class FullRewardModel(OtterModel):
             try:
                 self.base_model.save_pretrained(folder / BASE_FOLDER)
                 if self.tokenizer is not None:
-                    self.tokenizer.save_pretrained(folder / BASE_FOLDER)
+                    save_tokenizer(self.tokenizer, folder / BASE_FOLDER)
             except (OSError, SafetensorError) as error:
                 raise FileError(f"{path}: cannot write the fine-tuned base: {error}") from None
             write_adapter(self, folder, **{FINE_TUNED_BASE: BASE_FOLDER})

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from ..gguf.atomic import atomic_folder
-from .checkpoint import check_tensors, fill, load_base
+from .checkpoint import check_tensors, fill, load_base, save_tokenizer
 from .layout import Widening
 from .model import OtterModel
 from .modules import INFIX, Widened
@@ -63,7 +63,7 @@ def export(
             save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
             config.save_pretrained(folder)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                save_tokenizer(tokenizer, folder)
         except (OSError, SafetensorError) as error:
             raise FileError(f"{path}: cannot write the widened checkpoint: {error}") from None
 

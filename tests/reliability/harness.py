@@ -97,7 +97,9 @@ class Stage:
 @contextlib.contextmanager
 def stage(writer: Writer) -> Iterator[Stage]:
     """A writer with inputs in a temporary folder; it has run once over old targets, and once without."""
-    with tempfile.TemporaryDirectory(prefix="otter-gguf-reliability-", dir=_MEMORY if _MEMORY.is_dir() else None) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="otter-gguf-reliability-", dir=_MEMORY if _MEMORY.is_dir() else None
+    ) as name:
         folder = Path(name)
         (folder / "inputs").mkdir()
         writer.prepare(folder / "inputs")

@@ -75,12 +75,18 @@ def _next_run(stage: Stage) -> Iterable[str | None]:
 # ---- faults ----------------------------------------------------------------------------------------------------
 
 
-def faults(stage: Stage, numbers: Sequence[int], *, persistent: bool, step: int = 1) -> Report:
-    """Let the k-th operation fail with each error number, or this and all after it, for k = 1, 1 + step ..., all."""
+def faults(
+    stage: Stage, numbers: Sequence[int], *, persistent: bool, in_turn: bool = False, step: int = 1, first: int = 0
+) -> Report:
+    """Let the k-th operation fail, or this and all after it, for k = first, first + step ..., all.
+
+    Args:
+        numbers: Of errors; 0 = a short write. Each for every k, or one a k ``in_turn``.
+    """
     report = Report()
     total = sum(operation.kind in FAULTY for operation in stage.clean.operations)
-    for k in range(0, total, step):
-        for number in numbers:
+    for turn, k in enumerate(range(first, total, step)):
+        for number in [numbers[turn % len(numbers)]] if in_turn else numbers:
             stage.reset(old=True)
             fault = _Fault(k, number, persistent)
             outcome = stage.run(fault)
@@ -104,6 +110,8 @@ class _Fault:
         if operation.kind not in FAULTY:
             return LET_THROUGH
         self.seen += 1
+        if self.decision.short and operation.kind != "write":
+            return LET_THROUGH
         if self.seen - 1 == self.k or (self.persistent and self.seen > self.k):
             self.what = self.what or f"{operation.kind} of {operation.path.name}"
             self.done = True

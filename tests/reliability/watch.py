@@ -28,7 +28,15 @@ _MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
         {"open": 2, "openat": 257, "write": 1, "pwrite64": 18, "writev": 20, "close": 3, "fsync": 74, "fdatasync": 75}
-        | {"rename": 82, "renameat": 264, "renameat2": 316, "ftruncate": 77, "truncate": 76, "mkdir": 83, "mkdirat": 258}
+        | {
+            "rename": 82,
+            "renameat": 264,
+            "renameat2": 316,
+            "ftruncate": 77,
+            "truncate": 76,
+            "mkdir": 83,
+            "mkdirat": 258,
+        }
         | {"unlink": 87, "unlinkat": 263, "rmdir": 84},
     ),
     "aarch64": (

@@ -162,10 +162,13 @@ def _save(kind: str) -> Writer:
     def save(inputs: Path, out: Path) -> int:
         return _in_main(lambda: _model(kind).save_pretrained(out / "model", force=True))
 
-    def old(inputs: Path, out: Path) -> None:
-        _model(kind, 1).save_pretrained(out / "model")
+    def prepare(inputs: Path) -> None:
+        _model(kind, 1).save_pretrained(inputs / "old")
 
-    return Writer(f"save {kind}", ("model/",), lambda inputs: _model(kind), save, old, torch=True)
+    def old(inputs: Path, out: Path) -> None:
+        shutil.copytree(inputs / "old", out / "model")
+
+    return Writer(f"save {kind}", ("model/",), prepare, save, old, torch=True)
 
 
 def _export(inputs: Path, out: Path) -> int:

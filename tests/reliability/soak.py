@@ -1,0 +1,104 @@
+"""``make soak``: what takes too long for the tests. ``python -m tests.reliability.soak [PART ...]``; a table on stdout.
+
+A part is a function that yields rows; it is put into ``PARTS`` with what it shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no thread pools
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from . import trials
+from .harness import Stage, stage
+from .watch import unavailable
+from .writers import WRITERS
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    trials: int
+    result: str
+    failures: list[str]
+
+
+Part = Callable[[argparse.Namespace], Iterable[Row]]
+
+
+def kills(args: argparse.Namespace) -> Iterator[Row]:
+    """W1: every writer killed, half the times at an operation, half at a time."""
+    for made in _stages(args):
+        half = args.count // 2
+        reports = [trials.kills(made, half, seed=args.seed), trials.kills(made, half, timed=True, seed=args.seed + 1)]
+        hits = sum(report.hits for report in reports)
+        yield _row(made, reports, f"{hits} killed before the end")
+
+
+def faults(args: argparse.Namespace) -> Iterator[Row]:
+    """W2: every operation of every writer fails, with every error number, once and from then on."""
+    for made in _stages(args):
+        if made.writer.slow:
+            reports = [trials.faults(made, trials.ERRORS[:1], persistent=False)]
+        else:
+            reports = [trials.faults(made, (*trials.ERRORS, 0), persistent=persistent) for persistent in (False, True)]
+        yield _row(made, reports, f"{sum(report.hits for report in reports)} faults")
+
+
+def interrupts(args: argparse.Namespace) -> Iterator[Row]:
+    """W7: Ctrl-C in every writer."""
+    for made in _stages(args):
+        half = max(args.count // 5, 1)
+        reports = [trials.interrupts(made, half, timed=timed, seed=args.seed) for timed in (False, True)]
+        slowest = max(report.slowest for report in reports)
+        hits = sum(report.hits for report in reports)
+        yield _row(made, reports, f"{hits} with code 130, slowest {slowest:.2f} s")
+
+
+PARTS: dict[str, Part] = {"kills": kills, "faults": faults, "interrupts": interrupts}
+
+
+def _stages(args: argparse.Namespace) -> Iterator[Stage]:
+    if reason := unavailable():
+        sys.exit(f"soak: {reason}")
+    for name, writer in WRITERS.items():
+        if not args.writer or name in args.writer:
+            with stage(writer) as made:
+                yield made
+
+
+def _row(made: Stage, reports: list[trials.Report], result: str) -> Row:
+    failures = [failure for report in reports for failure in report.failures]
+    return Row(made.writer.name, sum(report.trials for report in reports), result, failures)
+
+
+def main() -> int:
+    """Exit code 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--writer", action="append", metavar="NAME", help="only this writer (may be repeated)")
+    parser.add_argument("--count", type=int, default=50, metavar="N", help="kills of each writer (50)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N", help="of the moments (the time)")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - PARTS.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    print(f"seed {args.seed}\n\n| part | what | trials | result | failures |\n|---|---|---|---|---|")
+    failed = 0
+    for part in args.parts or PARTS:
+        for row in PARTS[part](args):
+            print(f"| {part} | {row.what} | {row.trials:,} | {row.result} | {len(row.failures)} |", flush=True)
+            for failure in row.failures[:5]:
+                print(f"{part}: {row.what}: {failure}", file=sys.stderr, flush=True)
+            failed += bool(row.failures)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
