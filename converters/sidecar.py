@@ -12,7 +12,6 @@ import numpy as np
 
 from otter_gguf import _native
 from otter_gguf.config import InsertionConfig
-from otter_gguf.errors import FileError
 from otter_gguf.gguf.atomic import atomic_folder, check_target
 from otter_gguf.gguf.merge import split
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion

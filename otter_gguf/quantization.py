@@ -235,7 +235,7 @@ class _Base:
             self._write_shards(target, inputs, force)
             return
         with atomic_path(target, inputs=inputs, force=force) as temporary:
-            self._run(str(temporary))
+            self._run(str(temporary), target)
             self._check(temporary)
 
     def _plan(self) -> QuantizationPlan:
@@ -252,10 +252,15 @@ class _Base:
         without = tuple(name for name in missing if name not in self.importance) if self.imatrix else ()
         return QuantizationPlan(tensors, without)
 
-    def _run(self, target: str) -> None:
+    def _run(self, temporary: str, target: Path) -> None:
         sizes = {tensor.name: tensor.old_bytes for tensor in self.plan.tensors}
-        with progress_bar("Quantizing", self.plan.old_bytes) as bar:
-            self._quantizer(target, progress=lambda name, type: bar.update(sizes.get(name, 0)))
+        try:
+            with progress_bar("Quantizing", self.plan.old_bytes) as bar:
+                self._quantizer(temporary, progress=lambda name, type: bar.update(sizes.get(name, 0)))
+        except EngineError as error:
+            if "iostream" in str(error):  # all that C++ says of a write that failed
+                raise FileError(f"{target}: llama.cpp's quantizer cannot write it; is the disk full?") from None
+            raise
 
     def _quantizer(self, target: str, **more: Any) -> _native.QuantizeReport:
         options = self.options
@@ -285,7 +290,7 @@ class _Base:
                 for name in names
             ]
             with scratch_folder(target) as folder:
-                self._run(str(folder / "shard"))
+                self._run(str(folder / "shard"), target)
                 self._check(folder / f"shard{names[0]}")
                 for name, temporary in zip(names, temporaries, strict=True):
                     os.replace(folder / f"shard{name}", temporary)

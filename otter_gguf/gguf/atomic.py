@@ -99,7 +99,11 @@ def atomic_folder(target: str | Path, *, names: Collection[str], last: str) -> I
     target = Path(os.path.realpath(target))
     try:
         _make_folder(target.parent)
-        temporary = _folder_beside(target) if _is_whole(target, names) else target / temporary_name(target).name
+        if target.exists() and not target.is_dir():
+            raise FileError(f"{target}: exists and is no folder; give another name")
+        temporary = temporary_name(target)
+        if not _is_whole(target, names):
+            temporary = target / temporary.name
         with _locked(temporary, target, folder=True), _held(target):
             try:
                 _empty(temporary)
@@ -225,7 +229,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -266,18 +270,12 @@ def _make_folder(folder: Path) -> None:
         raise FileError(f"{folder}: cannot make this folder: {error.strerror or error}") from None
 
 
-def _folder_beside(target: Path) -> Path:
-    if target.exists() and not target.is_dir():
-        raise FileError(f"{target}: exists and is no folder; give another name")
-    return temporary_name(target)
-
-
 def _place_folder(temporary: Path, target: Path, names: Collection[str], last: str) -> None:
     """``target`` gets the entries of ``temporary``; what was there stands in ``temporary`` afterwards."""
     if not target.exists():
         os.rename(temporary, target)
     elif temporary.parent == target or not _is_whole(target, names) or not _exchange(temporary, target):
-        _place_entries(temporary, target, last)
+        _place_entries(temporary, target, names, last)
         _sync_folder(target)
     _sync_folder(target.parent)
 
@@ -292,15 +290,15 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
-def _place_entries(temporary: Path, target: Path, last: str) -> None:
+def _place_entries(temporary: Path, target: Path, names: Collection[str], last: str) -> None:
     """Move entry by entry, ``last`` away before and in its place after the others; undone if one cannot be moved."""
+    others = sorted({*names, *os.listdir(temporary)} - {last})
     backup = temporary / ".old"
     backup.mkdir()
-    others = sorted({path.name for path in temporary.iterdir()} - {backup.name, last})
-    moves = [(target / last, backup / last)] if (target / last).exists() else []
-    for name in others:
+    moves = []
+    for name in (last, *others):
         moves += [(target / name, backup / name)] if (target / name).exists() else []
-        moves.append((temporary / name, target / name))
+        moves += [(temporary / name, target / name)] if name != last and (temporary / name).exists() else []
     done: list[tuple[Path, Path]] = []
     try:
         for source, destination in [*moves, (temporary / last, target / last)]:

@@ -50,7 +50,7 @@ class Stage:
         paths = {target: self.out / target for target in self.writer.targets}
         return {target: self._identity(path) if path.exists() else None for target, path in paths.items()}
 
-    def _identity(self, path: Path) -> str:
+    def _identity(self, path: Path) -> str | None:
         try:
             return self.writer.identity(path)
         except (ValueError, UnicodeDecodeError):
@@ -89,7 +89,7 @@ class Stage:
                 return f"{target} is not complete"
             if target in old and not is_old:
                 return f"{target} is not the old one any more"
-            if not (is_old or is_new):
+            if not (is_old or is_new or (found is None and self.writer.gaps)):
                 return f"{target} is {'gone' if found is None else 'neither old nor new'}"
         return None
 

@@ -1,4 +1,4 @@
-"""What is done to writers: kills, faults, Ctrl-C, and the order in which they sync; each with what must hold after it."""
+"""What is done to writers: kills, faults, Ctrl-C, and the order in which they sync; with what must hold after each."""
 
 from __future__ import annotations
 

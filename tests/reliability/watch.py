@@ -152,7 +152,9 @@ def _child(action: Callable[[], int], channel: socket.socket, output: int) -> No
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(open(fd, "wb", closefd=False)) for fd in (1, 2))
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w", closefd=False))) for fd in (1, 2)
+        )
         signal.signal(signal.SIGINT, signal.default_int_handler)
         listener = _install_filter()
         socket.send_fds(channel, [b"."], [listener])

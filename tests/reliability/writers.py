@@ -40,13 +40,14 @@ class Writer:
     """Writes with the exit code of the command line; replaces what is there. (inputs, folder to write to)"""
     old: Callable[[Path, Path], None] = _nothing
     """Puts old folders in place; old files are made by the harness."""
-    identity: Callable[[Path], str] = field(default=_by_content)
+    identity: Callable[[Path], str | None] = field(default=_by_content)
     """What is equal for two complete targets: less than their bytes where these hold timings."""
     scratch: int = 0
     """Temporary names besides one a target: 1 where parts are made in a folder of their own."""
+    gaps: bool = False
+    """An old target may be missing for a moment, for it stands among other things in its folder."""
     keeps: bool = False
     """It never replaces what is there."""
-    torch: bool = False
     slow: bool = False
     """A run takes seconds."""
 
@@ -168,7 +169,7 @@ def _save(kind: str) -> Writer:
     def old(inputs: Path, out: Path) -> None:
         shutil.copytree(inputs / "old", out / "model")
 
-    return Writer(f"save {kind}", ("model/",), prepare, save, old, torch=True)
+    return Writer(f"save {kind}", ("model/",), prepare, save, old)
 
 
 def _export(inputs: Path, out: Path) -> int:
@@ -189,6 +190,16 @@ def _plot(inputs: Path, out: Path) -> int:
 def _old_adapter(inputs: Path, out: Path) -> None:
     shutil.copytree(inputs / "adapter", out / "adapter")
     (out / "adapter" / "otter_config.json").write_text('{"old": true}')
+
+
+def _old_run(inputs: Path, out: Path) -> None:
+    shutil.copytree(inputs / "adapter", out / "run")
+    (out / "run" / "notes.txt").write_text("somebody else's")
+
+
+def _adapter_of_run(path: Path) -> str | None:
+    names = ("otter_config.json", "otter_model.safetensors")
+    return "".join(tree_hash(path / name) for name in names) if (path / names[0]).exists() else None
 
 
 def _readable(path: Path) -> str:
@@ -265,8 +276,9 @@ _ALL = (
             *("-m", i / "base.gguf", "--otter", i / "otter.gguf", *_EVAL, "--prompts", i / "prompts.txt", "-o", o)
         ],
         identity=_readable,
+        slow=True,
     ),
-    Writer("demo plot", ("demo.png",), lambda inputs: None, _plot),
+    Writer("demo plot", ("demo.png",), lambda inputs: None, _plot, slow=True),
     Writer("save state", ("state",), lambda inputs: None, _save_state),
     _verb(
         "insert",
@@ -274,19 +286,20 @@ _ALL = (
         "adapter/",
         lambda i, o: ["--base", i / "base", "-o", o / "adapter", "--width", 8],
         old=_old_adapter,
-        torch=True,
     ),
     _verb(
         "train",
         _trainable,
         "run/",
         lambda i, o: [i / "adapter", "--base", i / "base", "--data", i / "pairs.jsonl", "-o", o / "run", *_TRAIN],
-        torch=True,
+        old=_old_run,
+        identity=_adapter_of_run,
+        gaps=True,
         slow=True,
     ),
     _save("adapter"),
     _save("full model"),
-    Writer("export widened", ("widened/",), lambda inputs: _model("adapter"), _export, keeps=True, torch=True),
+    Writer("export widened", ("widened/",), lambda inputs: _model("adapter"), _export, keeps=True),
 )
 
 WRITERS = {writer.name: writer for writer in _ALL}
