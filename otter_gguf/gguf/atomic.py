@@ -100,7 +100,7 @@ def atomic_folder(target: str | Path, *, names: Collection[str], last: str) -> I
     try:
         _make_folder(target.parent)
         if target.exists() and not target.is_dir():
-            raise FileError(f"{target}: exists and is no folder; give another name")
+            raise FileError(f"{target}: cannot make this folder: a file is there; give another name")
         temporary = temporary_name(target)
         if not _is_whole(target, names):
             temporary = target / temporary.name

@@ -7,6 +7,8 @@ configuration goes first and comes last: without it there is no adapter.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,18 @@ FINE_TUNED_BASE = "fine_tuned_base"
 def save_adapter(model: OtterModel, path: Path, *, force: bool = False) -> None:
     """See :meth:`OtterModel.save_pretrained`."""
     check_overwrite(path, model.insertion, force=force)
-    with atomic_folder(path, names=(CONFIG_NAME, TENSORS_NAME), last=CONFIG_NAME) as folder:
+    with adapter_folder(path, CONFIG_NAME, TENSORS_NAME) as folder:
         write_adapter(model, folder)
+
+
+@contextmanager
+def adapter_folder(path: Path, *names: str) -> Iterator[Path]:
+    """A folder to write an adapter's entries to, that becomes ``path``; see :func:`.atomic_folder`."""
+    try:
+        with atomic_folder(path, names=names, last=CONFIG_NAME) as folder:
+            yield folder
+    except (FileError, SafetensorError) as error:
+        raise FileError(f"{path}: cannot write the adapter: {error}") from None
 
 
 def write_adapter(model: OtterModel, folder: Path, **entries: Any) -> None:

@@ -12,16 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
-from ..gguf.atomic import atomic_folder
 from .checkpoint import (
     CONFIG_NAME,
     FINE_TUNED_BASE,
     TENSORS_NAME,
+    adapter_folder,
     check_overwrite,
     load_base,
     load_tensors,
@@ -77,13 +76,10 @@ class FullRewardModel(OtterModel):
         """
         path = Path(path)
         check_overwrite(path, self.insertion, full=True, force=force)
-        with atomic_folder(path, names=(BASE_FOLDER, CONFIG_NAME, TENSORS_NAME), last=CONFIG_NAME) as folder:
-            try:
-                self.base_model.save_pretrained(folder / BASE_FOLDER)
-                if self.tokenizer is not None:
-                    save_tokenizer(self.tokenizer, folder / BASE_FOLDER)
-            except (OSError, SafetensorError) as error:
-                raise FileError(f"{path}: cannot write the fine-tuned base: {error}") from None
+        with adapter_folder(path, BASE_FOLDER, CONFIG_NAME, TENSORS_NAME) as folder:
+            self.base_model.save_pretrained(folder / BASE_FOLDER)
+            if self.tokenizer is not None:
+                save_tokenizer(self.tokenizer, folder / BASE_FOLDER)
             write_adapter(self, folder, **{FINE_TUNED_BASE: BASE_FOLDER})
 
     def load_weights(self, path: str | Path) -> None:

@@ -145,7 +145,7 @@ def test_a_link_to_a_folder_is_written_through(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("file")
-    with pytest.raises(FileError, match="no folder"):
+    with pytest.raises(FileError, match="a file is there"):
         write(tmp_path / "file", "new")
     with pytest.raises(FileError, match="cannot make this folder"):
         write(tmp_path / "file" / "folder", "new")
