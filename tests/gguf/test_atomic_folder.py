@@ -126,6 +126,24 @@ def test_a_second_writer_is_refused(tmp_path: Path, other: str) -> None:
     assert (target / "config").read_text() == "first"
 
 
+@pytest.mark.parametrize("before", ["missing", "old"])
+def test_the_next_writer_may_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """Once renamed, the temporary name is free, and what stands there is not the first writer's to remove."""
+    target, sync = tmp_path / "folder", atomic._sync_folder
+    if before == "old":
+        write(target, "old")
+
+    def second_starts(folder: Path) -> None:
+        sync(folder)
+        if folder == tmp_path and before == "missing":
+            temporary_name(target).mkdir()
+
+    monkeypatch.setattr(atomic, "_sync_folder", second_starts)
+    write(target, "new")
+    assert texts(target) == whole("new")
+    assert temporary_name(target).exists() == (before == "missing")
+
+
 def test_what_a_killed_writer_left_goes(target: Path) -> None:
     left = temporary_name(target)
     (left / "sub").mkdir(parents=True)
