@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -41,39 +42,47 @@ class Part:
 
 def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     """The parts of every tensor of a sidecar (keys as in ``expected_tensors``), stacked in this order."""
-    base, width = config.base, config.width
-    state, n = base.n_embd + width, base.head_dim
-    rope = n if architectures.of_gguf(base.architecture)[0].interleaved_rope else 0
+    base, width, shapes = config.base, config.width, expected_tensors(config)
+    architecture = architectures.of_gguf(base.architecture)[0]
+    attention, ffn = architecture.attention, architecture.ffn
+    n, state = base.head_dim, base.n_embd + width
+    rope = n if architecture.interleaved_rope else 0
     made: dict[str, tuple[Part, ...]] = {
-        keys.TOKEN_EMBD: (Part("model.embed_tokens.otter.weight", (base.n_vocab, width)),),
-        keys.OUTPUT_NORM: (Part("model.norm.otter.weight", (width,)),),
+        keys.TOKEN_EMBD: (Part(f"{architecture.embedding}.otter.weight", (base.n_vocab, width)),),
+        keys.OUTPUT_NORM: (Part(f"{architecture.norm}.otter.weight", (width,)),),
     }
     for layer, (n_kv, n_ff) in enumerate(zip(config.n_head_kv, config.n_ff, strict=True)):
-        hf, n_query = f"model.layers.{layer}", config.n_query_heads(layer)
-        made |= {
-            keys.ATTN_NORM.format(layer=layer): (Part(f"{hf}.input_layernorm.otter.weight", (width,)),),
-            keys.ATTN_QKV.format(layer=layer): (
-                Part(f"{hf}.self_attn.q_proj.otter.weight", (n * n_query, state), rope),
-                Part(f"{hf}.self_attn.k_proj.otter.weight", (n * n_kv, state), rope),
-                Part(f"{hf}.self_attn.v_proj.otter.weight", (n * n_kv, state)),
-            ),
-            keys.ATTN_OUTPUT.format(layer=layer): (
-                Part(f"{hf}.self_attn.o_proj.otter.weight", (width, n * (base.n_head + n_query))),
-            ),
-            keys.FFN_NORM.format(layer=layer): (Part(f"{hf}.post_attention_layernorm.otter.weight", (width,)),),
-            keys.FFN_UP.format(layer=layer): (
-                Part(f"{hf}.mlp.gate_proj.otter.weight", (n_ff, state)),
-                Part(f"{hf}.mlp.up_proj.otter.weight", (n_ff, state)),
-            ),
-            keys.FFN_DOWN.format(layer=layer): (Part(f"{hf}.mlp.down_proj.otter.weight", (width, base.n_ff + n_ff)),),
-        }
+        hf, n_query = f"{architecture.layers}.{layer}.", config.n_query_heads(layer)
+        heads = ((n * n_query, rope), (n * n_kv, rope), (n * n_kv, 0))
+        for key, path in (
+            (keys.ATTN_NORM, attention.norm),
+            (keys.ATTN_OUTPUT, attention.output),
+            (keys.FFN_NORM, ffn.norm),
+            (keys.FFN_DOWN, ffn.output),
+        ):
+            name = key.format(layer=layer)
+            made[name] = (Part(f"{hf}{path}.otter.weight", shapes.get(name, ())[::-1]),)
+        made[keys.ATTN_QKV.format(layer=layer)] = _stacked(hf, attention.inputs, heads, state)
+        made[keys.FFN_UP.format(layer=layer)] = _stacked(hf, ffn.inputs, ((n_ff, 0),) * len(ffn.inputs), state)
     for head in config.heads:
         shape = (config.head_rows(head), config.head_input_size(head))
         made[keys.HEAD_WEIGHT.format(name=head.name)] = (Part(f"heads.{head.name}.otter.weight", shape),)
         made[keys.HEAD_BIAS.format(name=head.name)] = (Part(f"heads.{head.name}.otter.bias", shape[:1]),)
         table = Part(f"heads.{head.name}.table.otter.weight", (base.n_vocab, head.rank))
         made[keys.HEAD_TABLE.format(name=head.name)] = (table,)
-    return {name: made[name] for name in expected_tensors(config)}
+    return {name: made[name] for name in shapes}
+
+
+def _stacked(prefix: str, paths: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int) -> tuple[Part, ...]:
+    """The input maps of a sub-layer; the tensor of a fused one is stacked already, and never permuted.
+
+    ``sizes``: rows of each, and ``Part.head_size``.
+    """
+    parts = []
+    for path, group in groupby(zip(paths, sizes, strict=True), key=lambda entry: entry[0]):
+        rows, head_sizes = zip(*(size for _, size in group), strict=True)
+        parts.append(Part(f"{prefix}{path}.otter.weight", (sum(rows), columns), head_sizes[0]))
+    return tuple(parts)
 
 
 def check_source(source: TensorSource, config: InsertionConfig) -> None:

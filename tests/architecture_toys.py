@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "llama": {"head_dim": 16},
     "mistral": {"head_dim": 32, "sliding_window": None},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "smollm3": {"num_hidden_layers": 4},
@@ -49,12 +51,14 @@ _MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
@@ -97,6 +101,9 @@ def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
     tensors = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
+    for kind in ("long", "short"):
+        if f"{kind}_factor" in model.config.rope_parameters:
+            tensors[f"rope_factors.{kind}"] = torch.tensor(model.config.rope_parameters[f"{kind}_factor"])
     rotated = sizes.head_dim if architecture.interleaved_rope else 0
     plans = [
         _plan(name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, rotated)
@@ -116,9 +123,18 @@ def _metadata(config: Any, prefix: str) -> list[KeyValue]:
         "residual_scale": getattr(config, "residual_multiplier", None),
         "logit_scale": getattr(config, "logits_scaling", None),
     }
+    rope = config.rope_parameters
+    sizes = {
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+    }
+    if rope["rope_type"] == "longrope":
+        original = sizes["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        scale = config.max_position_embeddings / original
+        numbers["rope.scaling.attn_factor"] = (1 + math.log(scale) / math.log(original)) ** 0.5
     return [
-        KeyValue(f"{prefix}.attention.key_length", "u32", head_dim),
-        KeyValue(f"{prefix}.attention.value_length", "u32", head_dim),
+        *(KeyValue(f"{prefix}.{name}", "u32", size) for name, size in sizes.items()),
         *(KeyValue(f"{prefix}.{name}", "f32", value) for name, value in numbers.items() if value is not None),
     ]
 

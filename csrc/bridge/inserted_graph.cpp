@@ -82,20 +82,23 @@ void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
 
     ggml_build_forward_expand(gf, h);
     state = gather_outputs(state, h->ne[1]);
-    if (layer.attn_output.tensor == nullptr) {
+    if (attn_ins == nullptr) {
         return;
     }
 
     ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), h->ne[1]);
     attn_ins           = gather_outputs(attn_ins, h->ne[1]);
 
-    state = build_concat_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
+    state    = build_concat_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
+    attn_ins = nullptr;
     cb(state, "otter_ffn_inp", il);
     ggml_build_forward_expand(gf, state);
 }
 
 void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
     const auto & layer = part.layers[il];
+
+    on_ffn_inp(residual_of(y), il); // Phi-3 has no name for it
 
     act_ins = nullptr;
     if (layer.ffn_up.tensor == nullptr) {

@@ -77,6 +77,7 @@ constexpr struct {
     { LLM_ARCH_GEMMA,   create<llama_model_gemma>,   { /*.steps_without_rope =*/ false, /*.gelu =*/ true } },
     { LLM_ARCH_GRANITE, create<llama_model_granite>, {} },
     { LLM_ARCH_LLAMA,   create<llama_model_llama>,   {} },
+    { LLM_ARCH_PHI3,    create<llama_model_phi3>,    {} },
     { LLM_ARCH_QWEN2,   create<llama_model_qwen2>,   {} },
     { LLM_ARCH_QWEN3,   create<llama_model_qwen3>,   {} },
     { LLM_ARCH_SMOLLM3, create<llama_model_smollm3>, { /*.steps_without_rope =*/ true } },

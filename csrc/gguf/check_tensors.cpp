@@ -24,16 +24,20 @@ struct tensor_form {
     bool experts      = false; // the FFN may be a mixture of experts
     bool scaled       = false; // logits are divided by a number that the file must hold
     bool tied         = false; // the output projection is the embedding, and has no tensor
+    bool long_factors = false; // long and short rotary factors may stand in the file whatever the scaling is called
+    bool part_rotary  = false; // a part of a head's channels may be left as it is
+    bool fused_gate   = false; // gate and up are one matrix, ffn_up
 };
 
 constexpr tensor_form tensor_forms[] = {
-    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied
-    { "gemma",       false,      false,      false,       false,        false,   false,  true  },
-    { "granite",     false,      true,       false,       true,         false,   true,   false },
-    { "llama",       false,      true,       false,       true,         true,    false,  false },
-    { "qwen2",       false,      false,      true,        false,        false,   false,  false },
-    { "qwen3",       true,       false,      false,       false,        false,   false,  false },
-    { "smollm3",     false,      false,      false,       false,        false,   false,  false },
+    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied    long_factors  part_rotary  fused_gate
+    { "gemma",       false,      false,      false,       false,        false,   false,  true,   false,        false,       false },
+    { "granite",     false,      true,       false,       true,         false,   true,   false,  false,        false,       false },
+    { "llama",       false,      true,       false,       true,         true,    false,  false,  false,        false,       false },
+    { "phi3",        false,      false,      false,       false,        false,   false,  false,  true,         true,        true  },
+    { "qwen2",       false,      false,      true,        false,        false,   false,  false,  false,        false,       false },
+    { "qwen3",       true,       false,      false,       false,        false,   false,  false,  false,        false,       false },
+    { "smollm3",     false,      false,      false,       false,        false,   false,  false,  false,        false,       false },
 };
 
 struct expected_tensor {
@@ -57,7 +61,7 @@ void check_scales(const gguf_file & file, const base_sizes & sizes, const tensor
 }
 
 // What the graph of these architectures takes for granted beyond the keys' own ranges.
-void check_geometry(const gguf_file & file, const base_sizes & sizes) {
+void check_geometry(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
     const auto key_of = [&](const char * name) { return cat(sizes.architecture, ".", name); };
     const auto uniform = [&](const char * name, const std::vector<uint32_t> & values) {
         const std::string key = key_of(name);
@@ -79,9 +83,10 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes) {
         file.fail_key(key_of("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
                 sizes.head_dim_v, " for values, expected the same even number"));
     }
-    if (sizes.n_rot != sizes.head_dim_k) {
+    const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
+    if (sizes.n_rot != sizes.head_dim_k && !(form.part_rotary && part_fits)) {
         file.fail_key(key_of("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
-                sizes.head_dim_k));
+                sizes.head_dim_k, form.part_rotary ? " or a smaller even number" : ""));
     }
     if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
         file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
@@ -132,8 +137,11 @@ private:
         if (form.output_bias) {
             vector("output.bias", sizes.n_vocab, false);
         }
-        if (form.rope_factors) {
-            expect_rope_factors();
+        if (form.long_factors || (form.rope_factors && sizes.rope_scaling == "longrope")) {
+            vector("rope_factors_long.weight", sizes.n_rot / 2, false);
+            vector("rope_factors_short.weight", sizes.n_rot / 2, false);
+        } else if (form.rope_factors) {
+            vector("rope_freqs.weight", sizes.n_rot / 2, false);
         }
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
             const std::string layer = cat("blk.", i, ".");
@@ -144,15 +152,6 @@ private:
             } else {
                 expect_experts(layer);
             }
-        }
-    }
-
-    void expect_rope_factors() {
-        if (sizes.rope_scaling == "longrope") {
-            vector("rope_factors_long.weight", sizes.n_rot / 2, false);
-            vector("rope_factors_short.weight", sizes.n_rot / 2, false);
-        } else {
-            vector("rope_freqs.weight", sizes.n_rot / 2, false);
         }
     }
 
@@ -188,8 +187,10 @@ private:
     void expect_ffn(const std::string & layer) {
         const uint64_t d = sizes.n_embd;
         const uint64_t f = sizes.n_ff[0];
-        matrix(layer + "ffn_gate", { d, f });
-        matrix(layer + "ffn_up", { d, f });
+        if (!form.fused_gate) {
+            matrix(layer + "ffn_gate", { d, f });
+        }
+        matrix(layer + "ffn_up", { d, form.fused_gate ? 2 * f : f });
         matrix(layer + "ffn_down", { f, d });
         if (form.map_biases) {
             vector(layer + "ffn_gate.bias", f, false);
@@ -290,7 +291,7 @@ void check_tensors(const base_parts & parts, const base_sizes & sizes) {
     if (form == std::end(tensor_forms)) {
         return;
     }
-    check_geometry(parts.head(), sizes);
+    check_geometry(parts.head(), sizes, *form);
     check_scales(parts.head(), sizes, *form);
     tensor_check(parts, sizes, *form).run();
 }

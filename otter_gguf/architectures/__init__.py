@@ -25,7 +25,9 @@ class SubLayer:
     norm: str
     """The norm whose output the input maps read."""
     inputs: tuple[str, ...]
-    """Linear maps that read the normed state."""
+    """Linear maps that read the normed state: queries, keys, values; or gate, up.
+
+    One path in several places is a fused map, whose rows are those parts in that order."""
     output: str
     """Linear map whose output is added to the residual."""
     activation: str = ""
@@ -34,6 +36,9 @@ class SubLayer:
     """Whether the input maps have biases; those stay with the base's rows, inserted rows have none."""
     head_norms: tuple[str, ...] = ()
     """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
+    split_sizes: tuple[str, ...] = ()
+    """Attributes of the attention module by which its code cuts the output of a fused map: numbers of heads, or of
+    their channels."""
 
 
 ATTENTION = SubLayer(
@@ -94,7 +99,6 @@ class Architecture:
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers"
     attention: SubLayer = ATTENTION
-    """``inputs`` are the query, key and value maps, in this order."""
     attention_module: str = "self_attn"
     """The module that calls transformers' attention function, by its path in a layer."""
     ffn: SubLayer = FFN

@@ -77,7 +77,7 @@ def _draw(shape: torch.Size, init: str, std: float, generator: torch.Generator) 
 def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtype) -> None:
     if widening.kind == "table":
         weight.copy_(table_columns(module.base, widening.rows, len(weight)))
-    elif widening.kind == "linear":
+    elif widening.kind in ("linear", "fused"):
         weight.zero_()
         weight[:, : widening.base_columns].copy_(linear_rows(module.base, widening.rows, widening.base_columns, dtype))
     elif is_plain(module.base):

@@ -8,19 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, NamedTuple
 
 from ..architectures import Architecture, SubLayer
 from ..config import InsertionConfig
 
-Kind = Literal["linear", "norm", "heads", "slice", "table", "activation", "narrow", "pad"]
+Kind = Literal["linear", "fused", "norm", "heads", "slice", "table", "activation", "narrow", "pad"]
+
+
+class Part(NamedTuple):
+    """Rows of a fused map that are one map of the method."""
+
+    base: int
+    """Rows of the base."""
+    inserted: int
+    """Inserted rows, which stand behind the base's."""
 
 
 @dataclass(frozen=True)
 class Widening:
     """What replaces one module.
 
-    ``linear``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own embedding;
+    ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own embedding;
     ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone, ``pad`` leaves h'
     as it was: both stand where nothing is inserted.
     """
@@ -34,6 +44,8 @@ class Widening:
     """Input size of the base's module; of ``heads``: how many heads the base has."""
     columns: int = 0
     """Input size of the inserted rows."""
+    parts: tuple[Part, ...] = ()
+    """The maps in a fused one, in the order of its rows; of an ``activation``: of the map whose output it reads."""
 
 
 def layout(architecture: Architecture, config: InsertionConfig) -> list[Widening]:
@@ -47,15 +59,15 @@ def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[
     for i in range(base.n_layer):
         layer = f"{architecture.layers}.{i}."
         if config.n_head_kv[i]:
-            rows = _attention_rows(config, i)
-            yield from _widened(layer, architecture.attention, config, base.n_head * base.head_dim, rows)
+            sizes = (base.n_head * base.head_dim, base.n_head_kv * base.head_dim, base.n_head_kv * base.head_dim)
+            yield from _widened(layer, architecture.attention, config, sizes, _attention_rows(config, i))
             for path, heads in zip(architecture.attention.head_norms, (base.n_head, base.n_head_kv), strict=False):
                 yield Widening(layer + path, "heads", base_columns=heads)
         else:
             yield from _untouched(layer, architecture.attention, base.n_embd)
         if config.n_ff[i]:
-            inner = tuple(row % base.n_ff for row in range(config.n_ff[i]))
-            yield from _widened(layer, architecture.ffn, config, base.n_ff, (inner,) * len(architecture.ffn.inputs))
+            rows, count = tuple(row % base.n_ff for row in range(config.n_ff[i])), len(architecture.ffn.inputs)
+            yield from _widened(layer, architecture.ffn, config, (base.n_ff,) * count, (rows,) * count)
         else:
             yield from _untouched(layer, architecture.ffn, base.n_embd)
     reads_inserted = any(head.input != "base" for head in config.heads)
@@ -64,16 +76,34 @@ def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[
 
 
 def _widened(
-    layer: str, sub_layer: SubLayer, config: InsertionConfig, inner: int, rows: tuple[tuple[int, ...], ...]
+    layer: str, sub_layer: SubLayer, config: InsertionConfig, sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...]
 ) -> Iterator[Widening]:
-    """Norm, input maps with the given rows, output map with e rows over the inner sizes of base and insertion."""
-    d, channels = config.base.n_embd, _channels(config)
+    """Norm, input maps with the given rows, output map with e rows over the inner sizes of base and insertion.
+
+    ``sizes``: rows of each of the base's input maps.
+    """
+    d, channels, inner = config.base.n_embd, _channels(config), sizes[0]
     yield Widening(layer + sub_layer.norm, "norm", channels, d)
-    for path, input_rows in zip(sub_layer.inputs, rows, strict=True):
-        yield Widening(layer + path, "linear", input_rows, d, d + config.width)
+    inputs = list(_input_maps(layer, sub_layer, sizes, rows, d, d + config.width))
+    yield from inputs
     if sub_layer.activation:
-        yield Widening(layer + sub_layer.activation, "activation", base_columns=inner)
+        yield Widening(layer + sub_layer.activation, "activation", base_columns=inner, parts=inputs[0].parts)
     yield Widening(layer + sub_layer.output, "linear", channels, inner, inner + len(rows[0]))
+
+
+def _input_maps(
+    layer: str, sub_layer: SubLayer, sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...], d: int, columns: int
+) -> Iterator[Widening]:
+    maps = zip(sub_layer.inputs, sizes, rows, strict=True)
+    for path, group in groupby(maps, key=lambda entry: entry[0]):
+        members = [(size, input_rows) for _, size, input_rows in group]
+        if len(members) == 1:
+            yield Widening(layer + path, "linear", members[0][1], d, columns)
+            continue
+        parts = tuple(Part(size, len(input_rows)) for size, input_rows in members)
+        first = [sum(part.base for part in parts[:i]) for i in range(len(parts))]
+        fused_rows = tuple(start + row for start, (_, rows) in zip(first, members, strict=True) for row in rows)
+        yield Widening(layer + path, "fused", fused_rows, d, columns, parts)
 
 
 def _untouched(layer: str, sub_layer: SubLayer, d: int) -> Iterator[Widening]:

@@ -19,10 +19,11 @@ from .. import architectures
 from ..architectures import Architecture
 from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, MismatchError, UnsupportedError
-from .attention import split_heads
+from .attention import set_split_sizes, split_heads
 from .layout import Widening, layout
 from .modules import (
     INFIX,
+    FusedLinear,
     Narrow,
     Padded,
     SlicedEmbedding,
@@ -102,15 +103,20 @@ class OtterModel(nn.Module):
         base_model.requires_grad_(False)  # from here on nothing fails, so a refused base is left as it was
         for path, module in widened.items():
             base_model.set_submodule(path, module)
-        for i in range(insertion.base.n_layer):
-            if insertion.n_head_kv[i]:
-                path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
-                split_heads(base_model.get_submodule(path), insertion.base.n_head, insertion.base.n_head_kv)
         self.base_model = base_model
+        for module, n_head_kv in self._widened_attention():
+            split_heads(module, insertion.base, n_head_kv, self.architecture.attention.split_sizes)
         self._enabled = True
         like = next(base_model.parameters())
         self.heads = nn.ModuleDict({head.name: self._head(head, like) for head in insertion.heads})
         self.eval()
+
+    def _widened_attention(self) -> Iterator[tuple[nn.Module, int]]:
+        """The attention modules with inserted heads, and how many KV heads those are."""
+        for i, n_head_kv in enumerate(self.insertion.n_head_kv):
+            if n_head_kv:
+                path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
+                yield self.base_model.get_submodule(path), n_head_kv
 
     def _head(self, head: HeadConfig, like: Tensor) -> ValueHead | VocabularyHead:
         base, columns = self.insertion.base, self.insertion.head_input_size(head)
@@ -127,7 +133,7 @@ class OtterModel(nn.Module):
         if kind == "narrow":
             return Narrow(base, widening.base_columns)
         if kind == "activation":
-            return WidenedActivation(base, widening.base_columns)
+            return WidenedActivation(base, widening.base_columns, sum(part.base for part in widening.parts))
         if kind == "heads":
             return WidenedHeadNorm(base, widening.base_columns)
         if kind == "norm":
@@ -138,6 +144,8 @@ class OtterModel(nn.Module):
         outputs = (self.architecture.attention.output, self.architecture.ffn.output)
         if widening.path.endswith(outputs) and getattr(base, "bias", None) is not None:
             raise UnsupportedError(f"{widening.path} has a bias; only maps that read the state may have one")
+        if kind == "fused":
+            return FusedLinear(base, rows, widening.base_columns, widening.columns, widening.parts)
         return WidenedLinear(base, rows, widening.base_columns, widening.columns)
 
     def forward(
@@ -241,6 +249,8 @@ class OtterModel(nn.Module):
         for module in self.base_model.modules():
             if isinstance(module, Widened):
                 module.enabled = enabled
+        for module, _ in self._widened_attention():
+            set_split_sizes(module, enabled)
 
     def train(self, mode: bool = True) -> OtterModel:
         """Only gradient checkpointing looks at the mode; dropout in a frozen base would be noise and nothing else."""

@@ -67,6 +67,15 @@ def _parts(x: Tensor, columns: int) -> _Parts | None:
     return parts if parts and parts.version == x._version and parts.base.shape[-1] == columns else None
 
 
+def cut_out_of_rows(x: Tensor, row_size: int, first: int = 0) -> Tensor:
+    """A copy of x (..., n) as channels ``first`` to ``first + n`` of rows that are ``row_size`` long.
+
+    That is how a slice of a fused map's output stands in memory, and kernels may round by strides and addresses.
+    """
+    cut = x.new_empty((*x.shape[:-1], row_size))[..., first : first + x.shape[-1]]
+    return cut.copy_(x)
+
+
 class Inserted(nn.Module):
     """The inserted tensors of one module; a child named ``otter``, which gives their names the infix."""
 
@@ -137,7 +146,30 @@ class WidenedLinear(Widened):
         # Two products instead of one over x: no gradient is computed for the base's columns.
         over_base, over_inserted = self.otter.weight.to(x.dtype).tensor_split([self.base_columns], dim=1)
         inserted = functional.linear(inserted_part(x, self.base_columns), over_inserted)
-        return join(y, functional.linear(h, over_base) + inserted)
+        return self.join(y, functional.linear(h, over_base) + inserted)
+
+    def join(self, y: Tensor, inserted: Tensor) -> Tensor:
+        """The base's outputs and the inserted ones."""
+        return join(y, inserted)
+
+
+class FusedLinear(WidenedLinear):
+    """Several maps that read the same input as one matrix, such as queries, keys and values.
+
+    The inserted tensor stacks its rows in the same order. The output is cut by the base's own code, so that each part's
+    inserted channels stand behind the base's of that part.
+    """
+
+    def __init__(
+        self, base: nn.Module, rows: int, base_columns: int, columns: int, parts: tuple[tuple[int, int], ...]
+    ) -> None:
+        super().__init__(base, rows, base_columns, columns)
+        self.sizes = [list(sizes) for sizes in zip(*parts, strict=True)]
+
+    def join(self, y: Tensor, inserted: Tensor) -> Tensor:
+        """[base's, inserted] of the first part, then of the next."""
+        base, added = (x.split(sizes, dim=-1) for x, sizes in zip((y, inserted.to(y.dtype)), self.sizes, strict=True))
+        return torch.cat([piece for pair in zip(base, added, strict=True) for piece in pair], dim=-1)
 
 
 class WidenedRMSNorm(Widened):
@@ -181,7 +213,22 @@ class WidenedHeadNorm(Widened):
 
 
 class WidenedActivation(Widened):
-    """An element-wise function on both parts: in one call, vectorised code would treat the base's ends differently."""
+    """An element-wise function on both parts: in one call, vectorised code would treat the base's ends differently.
+
+    ``row_size``: of the base's fused map whose output it reads, if that is fused.
+    """
+
+    def __init__(self, base: nn.Module, base_columns: int, row_size: int = 0) -> None:
+        super().__init__(base, base_columns)
+        self.row_size = row_size
+
+    def run_base(self, x: Tensor) -> Tensor:
+        """The base's function of the base's part, which stands in memory as in the base."""
+        if not self.row_size:
+            return super().run_base(x)
+        with torch.no_grad():
+            cut = cut_out_of_rows(x[..., : self.base_columns], self.row_size) if self.enabled else x
+            return cast(Tensor, self.base(cut))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., f + f') -> (..., f + f')."""
