@@ -28,9 +28,10 @@ def read_widened_config(folder: Path) -> tuple[InsertionConfig, str]:
     if not set(data.get("architectures") or ()) & set(classes):
         wanted = " or ".join(classes)
         raise UnsupportedError(f"{path}: architectures is {data.get('architectures')}, expected {wanted}")
-    refused = [architecture.not_widened for architecture in known if architecture.not_widened]
-    if refused:
-        raise UnsupportedError(f"{path}: there is no widened checkpoint of a {' or '.join(classes)}: {refused[0]}")
+    for architecture in known:
+        if architecture.not_widened and architecture.model_class in data["architectures"]:
+            name, reason = architecture.model_class, architecture.not_widened
+            raise UnsupportedError(f"{path}: there is no widened checkpoint of a {name}: {reason}")
     if data.get("attention_bias") or data.get("mlp_bias"):
         raise UnsupportedError(f"{path}: a widened checkpoint with biases is not supported")
     if len(set(config.n_head_kv)) > 1 or len(set(config.n_ff)) > 1:

@@ -57,16 +57,18 @@ class BaseGeometry:
     head_dim: int
     """Head size n."""
     n_ff: int
-    """FFN inner size f."""
+    """FFN inner size f; of one expert in a mixture of experts."""
     n_vocab: int
     """Vocabulary size V."""
+    n_expert: int = 0
+    """Experts of each FFN; 0 = one dense FFN."""
 
     def __post_init__(self) -> None:
         sizes = {name: size for name, size in dataclasses.asdict(self).items() if name != "architecture"}
         problems = [
-            f"{name} is {size!r}, expected a whole number of at least 1"
+            f"{name} is {size!r}, expected a whole number of at least {int(name != 'n_expert')}"
             for name, size in sizes.items()
-            if type(size) is not int or size < 1
+            if type(size) is not int or size < (name != "n_expert")
         ]
         if not problems:
             problems = self._contradictions()
@@ -84,6 +86,11 @@ class BaseGeometry:
     def group(self) -> int:
         """Query heads a KV head, g."""
         return self.n_head // self.n_head_kv
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field that says something: a dense FFN has no experts to count."""
+        fields = dataclasses.asdict(self)
+        return fields if self.n_expert else {name: value for name, value in fields.items() if name != "n_expert"}
 
 
 @dataclass(frozen=True)
@@ -266,6 +273,10 @@ class InsertionConfig:
         """Inserted query heads g*k' of a layer."""
         return self.base.group * self.n_head_kv[layer]
 
+    def ffn_columns(self, layer: int) -> int:
+        """Columns of the inserted rows of FFN down: f + f', or f' beside experts, which have inner states of their own."""
+        return self.n_ff[layer] + (0 if self.base.n_expert else self.base.n_ff)
+
     def head_input_size(self, head: HeadConfig) -> int:
         """Columns of a head's matrix."""
         return {"inserted": self.width, "base": self.base.n_embd, "both": self.base.n_embd + self.width}[head.input]
@@ -276,7 +287,8 @@ class InsertionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for ``otter_config.json``."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        fields = {**dataclasses.asdict(self), "base": self.base.to_dict()}
+        return json.loads(json.dumps(fields))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> InsertionConfig:

@@ -26,6 +26,16 @@ HEADS = (
     HeadConfig("plain", ("x",), "base", "sigmoid"),
 )
 
+_LONG_ROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.3, 1.6],
+    "long_factor": [1.0, 1.5, 2.5, 6.0],
+}
+LONG_TEXT = 32
+"""More tokens than this take the long factors, if the configuration says so."""
+
 # What each architecture has besides Llama's sizes; a file without an entry here fails every test.
 SPECIAL: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 32, "tie_word_embeddings": True},
@@ -37,15 +47,25 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "llama": {"head_dim": 16},
     "mistral": {"head_dim": 32, "sliding_window": None},
+    "mixtral": {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256,
+        "norm_topk_prob": True,
+    },
     "smollm3": {"num_hidden_layers": 4},
 }
 
 _MODULES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
+    "rope_factors_long": "rope_factors_long",
+    "rope_factors_short": "rope_factors_short",
     "lm_head": "output",
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -60,7 +80,19 @@ _MODULES = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
 }
+
+# Parameters of all experts: the tensors that their rows are cut into.
+_EXPERTS = {
+    "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+    "mlp.experts.down_proj": ("ffn_down_exps",),
+}
+
+
+def long_rope(**changes: Any) -> dict[str, Any]:
+    """Fields of a configuration with long rotary factors."""
+    return {"original_max_position_embeddings": LONG_TEXT, "rope_parameters": {**_LONG_ROPE, **changes}}
 
 
 def toy(model_type: str, seed: int = 0, **changes: Any) -> Any:
@@ -103,11 +135,14 @@ def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
         del tensors["lm_head.weight"]
     for kind in ("long", "short"):
         if f"{kind}_factor" in model.config.rope_parameters:
-            tensors[f"rope_factors.{kind}"] = torch.tensor(model.config.rope_parameters[f"{kind}_factor"])
+            tensors[f"rope_factors_{kind}.weight"] = torch.tensor(model.config.rope_parameters[f"{kind}_factor"])
     rotated = sizes.head_dim if architecture.interleaved_rope else 0
     plans = [
-        _plan(name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, rotated)
+        plan
         for name, tensor in tensors.items()
+        for plan in _plans(
+            name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, rotated
+        )
     ]
     write_gguf(path, list(entries.values()), plans, force=True)
     return path
@@ -129,6 +164,13 @@ def _metadata(config: Any, prefix: str) -> list[KeyValue]:
         "attention.value_length": head_dim,
         "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
     }
+    if hasattr(config, "num_experts"):
+        sizes |= {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok}
+    if hasattr(config, "moe_intermediate_size"):
+        sizes |= {
+            "feed_forward_length": config.intermediate_size,
+            "expert_feed_forward_length": config.moe_intermediate_size,
+        }
     if rope["rope_type"] == "longrope":
         original = sizes["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
         scale = config.max_position_embeddings / original
@@ -139,19 +181,24 @@ def _metadata(config: Any, prefix: str) -> list[KeyValue]:
     ]
 
 
-def _plan(name: str, values: Float32, type: str, rotated: int) -> TensorPlan:
-    module, _, kind = name.rpartition(".")
+def _plans(name: str, values: Float32, type: str, rotated: int) -> list[TensorPlan]:
     layer = ""
-    if module.startswith("model.layers."):
-        number, module = module.removeprefix("model.layers.").split(".", 1)
+    if name.startswith("model.layers."):
+        number, name = name.removeprefix("model.layers.").split(".", 1)
         layer = f"blk.{number}."
+    if name in _EXPERTS:
+        parts = np.split(values, len(_EXPERTS[name]), axis=1)
+        return [_plan(f"{layer}{part}.weight", rows, type) for part, rows in zip(_EXPERTS[name], parts, strict=True)]
+    module, _, kind = name.rpartition(".")
     if rotated and module.endswith(("q_proj", "k_proj")):
         values = rope_order(values, rotated)
-    type = "F32" if values.ndim == 1 else type
-    rows = np.atleast_2d(values)
-    return TensorPlan(
-        f"{layer}{_MODULES[module]}.{kind}", type, values.shape[::-1], lambda: [_native.quantize(rows, type)]
-    )
+    type = "F32" if values.ndim == 1 or module == "mlp.gate" else type
+    return [_plan(f"{layer}{_MODULES[module]}.{kind}", values, type)]
+
+
+def _plan(name: str, values: Float32, type: str) -> TensorPlan:
+    rows = values.reshape(-1, values.shape[-1])
+    return TensorPlan(name, type, values.shape[::-1], lambda: [_native.quantize(np.ascontiguousarray(rows), type)])
 
 
 def write_sentencepiece(path: Path) -> None:

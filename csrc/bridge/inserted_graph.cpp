@@ -89,7 +89,7 @@ void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
     ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), h->ne[1]);
     attn_ins           = gather_outputs(attn_ins, h->ne[1]);
 
-    state    = build_concat_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
+    state    = build_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
     attn_ins = nullptr;
     cb(state, "otter_ffn_inp", il);
     ggml_build_forward_expand(gf, state);
@@ -116,7 +116,11 @@ void inserted_graph::on_l_out(ggml_tensor * h, int il) {
     }
 
     ggml_build_forward_expand(gf, h);
-    state = build_concat_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins, state, il);
+    if (model.layers[il].ffn_down == nullptr) { // experts
+        state = build_mul_mat_add(layer.ffn_down, act_ins, nullptr, state, il);
+    } else {
+        state = build_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins, state, il);
+    }
     cb(state, "otter_l_out", il);
     ggml_build_forward_expand(gf, state);
 }
@@ -224,12 +228,12 @@ ggml_tensor * inserted_graph::build_norm_glu(const block_weight & w, const norm_
     return w.gelu ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
 }
 
-ggml_tensor * inserted_graph::build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
+ggml_tensor * inserted_graph::build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual, int il) {
     if (fused(w.tensor, a->ne[1], il)) {
-        return cpu_concat_mul_mat_add(ctx0, w, a, b, residual);
+        return cpu_mul_mat_add(ctx0, w, a, b, residual);
     }
-    ggml_tensor * product = build_concat_mul_mat(w.tensor, a, b, il);
+    ggml_tensor * product = b == nullptr ? ggml_mul_mat(ctx0, w.tensor, a) : build_concat_mul_mat(w.tensor, a, b, il);
     if (w.scale != 1.0f) {
         product = ggml_scale(ctx0, product, w.scale);
     }

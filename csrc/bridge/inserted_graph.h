@@ -48,7 +48,7 @@ private:
     // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
     ggml_tensor * build_norm_mul_mat(const block_weight & w, const norm_input & in, int il);
     ggml_tensor * build_norm_glu    (const block_weight & w, const norm_input & in, int il);
-    ggml_tensor * build_concat_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
+    ggml_tensor * build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b /* or null */,
             ggml_tensor * residual, int il);
     ggml_tensor * build_partial_norm(const norm_input & in, int il);
     ggml_tensor * build_concat_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, int il);

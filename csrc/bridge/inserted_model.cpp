@@ -80,6 +80,7 @@ constexpr struct {
     { LLM_ARCH_PHI3,    create<llama_model_phi3>,    {} },
     { LLM_ARCH_QWEN2,   create<llama_model_qwen2>,   {} },
     { LLM_ARCH_QWEN3,   create<llama_model_qwen3>,   {} },
+    { LLM_ARCH_QWEN3MOE, create<llama_model_qwen3moe>, {} },
     { LLM_ARCH_SMOLLM3, create<llama_model_smollm3>, { /*.steps_without_rope =*/ true } },
 };
 

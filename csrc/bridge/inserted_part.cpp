@@ -128,6 +128,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         const int64_t q_ins = k_ins * hp.n_gqa(il);
         const int64_t f_ins = spec.n_ff[il];
 
+        // experts have inner states of their own, which the inserted rows do not read
+        const int64_t f_base = hp.n_expert > 0 ? 0 : hp.n_ff(il);
+
         if (k_ins > 0) {
             layer.attn_norm   = create(tn(LLM_TENSOR_ATTN_NORM, "otter.weight", il), {e});
             layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
@@ -143,7 +146,7 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         if (f_ins > 0) {
             layer.ffn_norm = create(tn(LLM_TENSOR_FFN_NORM, "otter.weight", il), {e});
             layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP,   "otter.weight", il), {d + e, 2*f_ins});
-            layer.ffn_down = create_weight(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {int64_t(hp.n_ff(il)) + f_ins, e});
+            layer.ffn_down = create_weight(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {f_base + f_ins, e});
         }
     }
 

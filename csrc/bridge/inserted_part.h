@@ -19,7 +19,7 @@ struct inserted_layer {
     block_weight  attn_output;         // [n*(H + g*k'), e]
     ggml_tensor * ffn_norm = nullptr;  // [e]
     block_weight  ffn_up;              // [d+e, 2*f'], gate above up
-    block_weight  ffn_down;            // [f + f', e]
+    block_weight  ffn_down;            // [f + f', e]; beside experts [f', e]
 
     int32_t cache_layer = -1;   // its layer in the KV cache, L + i
     bool    rotated     = true; // queries and keys get the rotary embedding

@@ -19,6 +19,7 @@ struct base_sizes {
     std::vector<uint32_t> n_head;
     std::vector<uint32_t> n_head_kv;
     std::vector<uint32_t> n_ff;
+    std::vector<uint32_t> n_ff_exp;
 
     uint32_t head_dim_k = 0; // 0 without attention heads
     uint32_t head_dim_v = 0;

@@ -184,6 +184,7 @@ private:
         const bool heads = problems.attempt([&] { sizes.n_head = per_layer("attention.head_count", max_heads); });
         const bool kv    = problems.attempt([&] { sizes.n_head_kv = per_layer("attention.head_count_kv", max_heads); });
         problems.attempt([&] { sizes.n_ff = per_layer("feed_forward_length", max_width); });
+        problems.attempt([&] { sizes.n_ff_exp = per_layer("expert_feed_forward_length", max_width); });
         if (sizes.n_head_kv.empty()) {
             sizes.n_head_kv = sizes.n_head;
         }

@@ -27,17 +27,19 @@ struct tensor_form {
     bool long_factors = false; // long and short rotary factors may stand in the file whatever the scaling is called
     bool part_rotary  = false; // a part of a head's channels may be left as it is
     bool fused_gate   = false; // gate and up are one matrix, ffn_up
+    bool only_experts = false; // every FFN is a mixture of experts, whose inner size is a key of its own
 };
 
 constexpr tensor_form tensor_forms[] = {
-    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied    long_factors  part_rotary  fused_gate
-    { "gemma",       false,      false,      false,       false,        false,   false,  true,   false,        false,       false },
-    { "granite",     false,      true,       false,       true,         false,   true,   false,  false,        false,       false },
-    { "llama",       false,      true,       false,       true,         true,    false,  false,  false,        false,       false },
-    { "phi3",        false,      false,      false,       false,        false,   false,  false,  true,         true,        true  },
-    { "qwen2",       false,      false,      true,        false,        false,   false,  false,  false,        false,       false },
-    { "qwen3",       true,       false,      false,       false,        false,   false,  false,  false,        false,       false },
-    { "smollm3",     false,      false,      false,       false,        false,   false,  false,  false,        false,       false },
+    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied    long_factors  part_rotary  fused_gate  only_experts
+    { "gemma",       false,      false,      false,       false,        false,   false,  true,   false,        false,       false,      false },
+    { "granite",     false,      true,       false,       true,         false,   true,   false,  false,        false,       false,      false },
+    { "llama",       false,      true,       false,       true,         true,    false,  false,  false,        false,       false,      false },
+    { "phi3",        false,      false,      false,       false,        false,   false,  false,  true,         true,        true,       false },
+    { "qwen2",       false,      false,      true,        false,        false,   false,  false,  false,        false,       false,      false },
+    { "qwen3",       true,       false,      false,       false,        false,   false,  false,  false,        false,       false,      false },
+    { "qwen3moe",    true,       false,      false,       false,        true,    false,  false,  false,        false,       false,      true  },
+    { "smollm3",     false,      false,      false,       false,        false,   false,  false,  false,        false,       false,      false },
 };
 
 struct expected_tensor {
@@ -75,6 +77,12 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
     uniform("attention.head_count", sizes.n_head);
     uniform("attention.head_count_kv", sizes.n_head_kv);
     uniform("feed_forward_length", sizes.n_ff);
+    if (form.only_experts) {
+        uniform("expert_feed_forward_length", sizes.n_ff_exp);
+        if (sizes.n_expert == 0) {
+            file.fail_key(key_of("expert_count"), "is missing or 0, expected a number of at least 1");
+        }
+    }
 
     if (!file.get_f32(key_of("attention.layer_norm_rms_epsilon"))) {
         file.fail_key(key_of("attention.layer_norm_rms_epsilon"), "is missing, expected an f32");
@@ -201,7 +209,7 @@ private:
 
     void expect_experts(const std::string & layer) {
         const uint64_t d = sizes.n_embd;
-        const uint64_t f = sizes.n_ff[0];
+        const uint64_t f = form.only_experts ? sizes.n_ff_exp[0] : sizes.n_ff[0];
         const uint64_t n = sizes.n_expert;
         matrix(layer + "ffn_gate_inp", { d, n });
         matrix(layer + "ffn_gate_exps", { d, f, n });

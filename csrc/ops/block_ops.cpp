@@ -195,16 +195,20 @@ void compute_norm_glu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-void compute_concat_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
+void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const auto &        block    = *static_cast<const block_weight *>(userdata);
     const ggml_tensor * weight   = block.tensor;
-    const ggml_tensor * a        = dst->src[0];
-    const ggml_tensor * b        = dst->src[1];
-    const ggml_tensor * residual = dst->src[2];
+    const ggml_tensor * residual = dst->src[0];
+    const ggml_tensor * a        = dst->src[1];
+    const ggml_tensor * b        = dst->src[2]; // or null
 
     packed_input input(weight, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
-        input.pack(i, column(a, i), a->ne[0], column(b, i), b->ne[0]);
+        if (b == nullptr) {
+            input.pack(i, column(a, i), a->ne[0], nullptr, 0);
+        } else {
+            input.pack(i, column(a, i), a->ne[0], column(b, i), b->ne[0]);
+        }
     }
 
     const row_range rows = thread_rows(weight, weight->ne[1], ith, nth);
@@ -228,11 +232,16 @@ void compute_concat(ggml_tensor * dst, int ith, int nth, void *) {
     }
 }
 
+ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor ** args, int n_args,
+        ggml_custom_op_t fun, const void * userdata) {
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, n_args, fun, GGML_N_TASKS_MAX,
+            const_cast<void *>(userdata));
+}
+
 template <size_t n>
 ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor * (&args)[n], ggml_custom_op_t fun,
         const void * userdata) {
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, int(n), fun, GGML_N_TASKS_MAX,
-            const_cast<void *>(userdata));
+    return custom(ctx, rows, n_tokens, args, int(n), fun, userdata);
 }
 
 } // namespace
@@ -252,10 +261,10 @@ ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, cons
     return custom(ctx, weight.tensor->ne[1]/2, in.y->ne[1], args, compute_norm_glu, &weight);
 }
 
-ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
+ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual) {
-    ggml_tensor * args[] = { a, b, residual };
-    return custom(ctx, weight.tensor->ne[1], a->ne[1], args, compute_concat_mul_mat_add, &weight);
+    ggml_tensor * args[] = { residual, a, b };
+    return custom(ctx, weight.tensor->ne[1], a->ne[1], args, b == nullptr ? 2 : 3, compute_mul_mat_add, &weight);
 }
 
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {

@@ -41,8 +41,8 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
 // activation(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
 ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// residual + scale * (weight @ [a, b]) -> [rows, T]
-ggml_tensor * cpu_concat_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
+// residual + scale * (weight @ [a, b]) -> [rows, T]; b may be null
+ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual);
 
 // [a, b] -> [columns of a + columns of b, T]

@@ -36,6 +36,9 @@ class SubLayer:
     """Whether the input maps have biases; those stay with the base's rows, inserted rows have none."""
     head_norms: tuple[str, ...] = ()
     """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
+    experts: str = ""
+    """Module of a mixture of experts. Then ``inputs`` and ``output`` are no modules of the base: the inserted maps stand
+    beside the experts, as children of that module."""
     split_sizes: tuple[str, ...] = ()
     """Attributes of the attention module by which its code cuts the output of a fused map: numbers of heads, or of
     their channels."""
@@ -52,6 +55,13 @@ FFN = SubLayer(
     output="mlp.down_proj",
     activation="mlp.act_fn",
 )
+EXPERTS = SubLayer(
+    norm="post_attention_layernorm",
+    inputs=("mlp.gate_proj", "mlp.up_proj"),
+    output="mlp.down_proj",
+    experts="mlp",
+)
+NOT_WIDENED_EXPERTS = "what is inserted into its FFN stands beside the experts"
 
 
 def same_config(_config: Any) -> str | None:
@@ -109,6 +119,10 @@ class Architecture:
     """Attribute of a norm module that holds its epsilon."""
     norm_offset: float = 0.0
     """What the base's norms add to their weights. Inserted weights and those of a GGUF are the sums."""
+    n_ff: str = "intermediate_size"
+    """Field of the configuration that says the FFN's inner size; of one expert in a mixture of experts."""
+    n_expert: str = ""
+    """Field of the configuration that says how many experts an FFN has, if it has them."""
     activation: str = "silu"
     """``hidden_act``, which llama.cpp takes for granted."""
     not_widened: str = ""
@@ -145,8 +159,9 @@ class Architecture:
             n_head=config.num_attention_heads,
             n_head_kv=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            n_ff=config.intermediate_size,
+            n_ff=getattr(config, self.n_ff),
             n_vocab=config.vocab_size,
+            n_expert=getattr(config, self.n_expert) if self.n_expert else 0,
         )
 
 

@@ -95,8 +95,7 @@ def base_geometry(base: BaseFiles | _native.GgufFile) -> BaseGeometry:
     head_dim = reader.size("attention.key_length", default=n_embd // max(n_head, 1))
     if reader.size("attention.value_length", default=head_dim) != head_dim:
         raise UnsupportedError(f"{file.path}: keys and values of attention differ in size, which is not supported")
-    if reader.size("expert_count", default=0) > 0:
-        raise UnsupportedError(f"{file.path}: a mixture of experts, which is not supported")
+    n_expert, n_ff = reader.size("expert_count", default=0), reader.size("feed_forward_length")
     try:
         return BaseGeometry(
             architecture=reader.architecture,
@@ -105,8 +104,9 @@ def base_geometry(base: BaseFiles | _native.GgufFile) -> BaseGeometry:
             n_head=n_head,
             n_head_kv=n_head_kv,
             head_dim=head_dim,
-            n_ff=reader.size("feed_forward_length"),
+            n_ff=reader.size("expert_feed_forward_length", default=n_ff) if n_expert else n_ff,
             n_vocab=_embedding_rows(base),
+            n_expert=n_expert,
         )
     except ConfigError as error:
         raise FileError(f"{file.path}: {error}") from None

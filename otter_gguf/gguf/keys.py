@@ -42,6 +42,9 @@ BASE_HEAD_COUNT_KV = Key("otter.base.attention.head_count_kv", "u32", "KV heads 
 BASE_KEY_LENGTH = Key("otter.base.attention.key_length", "u32", "head size n of the base")
 BASE_FEED_FORWARD_LENGTH = Key("otter.base.feed_forward_length", "u32", "FFN inner size f of the base")
 BASE_VOCAB_SIZE = Key("otter.base.vocab_size", "u32", "vocabulary size V of the base")
+BASE_EXPERT_COUNT = Key(
+    "otter.base.expert_count", "u32", "experts of each FFN of the base; only if it has them", required=False
+)
 
 SIDECAR_KEYS: tuple[Key, ...] = (
     VERSION,
@@ -60,6 +63,9 @@ SIDECAR_KEYS: tuple[Key, ...] = (
     BASE_FEED_FORWARD_LENGTH,
     BASE_VOCAB_SIZE,
 )
+
+# There where they are not 0.
+OPTIONAL_SIDECAR_KEYS: tuple[Key, ...] = (BASE_EXPERT_COUNT,)
 
 # Per head, with the head's name in the place of {name}.
 HEAD_KIND = Key(
@@ -115,7 +121,7 @@ ATTN_QKV = "blk.{layer}.attn_qkv.otter.weight"  # [d+e, n*(g*k' + 2*k')], rows: 
 ATTN_OUTPUT = "blk.{layer}.attn_output.otter.weight"  # [n*(H + g*k'), e]
 FFN_NORM = "blk.{layer}.ffn_norm.otter.weight"  # [e]
 FFN_UP = "blk.{layer}.ffn_up.otter.weight"  # [d+e, 2*f'], rows: gate, up (as llama.cpp's Phi-3 stacks them)
-FFN_DOWN = "blk.{layer}.ffn_down.otter.weight"  # [f + f', e]
+FFN_DOWN = "blk.{layer}.ffn_down.otter.weight"  # [f + f', e]; beside experts [f', e]
 OUTPUT_NORM = "output_norm.otter.weight"  # [e]
 HEAD_WEIGHT = "cls.output.{name}.otter.weight"  # [e, d or d+e; labels, or r+1: W, then w]
 HEAD_BIAS = "cls.output.{name}.otter.bias"  # [labels, or r+1: c, then b]

@@ -53,6 +53,7 @@ def sidecar_metadata(
         entries.append(KeyValue("general.quantization_version", "u32", _QUANTIZATION_VERSION))
     values = _insertion_values(config, fingerprint)
     entries += [_entry(key, values[key]) for key in keys.SIDECAR_KEYS]
+    entries += [_entry(key, values[key]) for key in keys.OPTIONAL_SIDECAR_KEYS if values[key]]
     for head in config.heads:
         entries += _head_entries(head)
     return entries

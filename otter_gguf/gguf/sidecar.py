@@ -27,6 +27,7 @@ BASE_SIZE_KEYS: tuple[tuple[Key, str], ...] = (
     (keys.BASE_KEY_LENGTH, "head_dim"),
     (keys.BASE_FEED_FORWARD_LENGTH, "n_ff"),
     (keys.BASE_VOCAB_SIZE, "n_vocab"),
+    (keys.BASE_EXPERT_COUNT, "n_expert"),
 )
 
 
@@ -49,7 +50,7 @@ def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
         if n_ff:
             shapes[keys.FFN_NORM.format(layer=layer)] = (width,)
             shapes[keys.FFN_UP.format(layer=layer)] = (state, 2 * n_ff)
-            shapes[keys.FFN_DOWN.format(layer=layer)] = (base.n_ff + n_ff, width)
+            shapes[keys.FFN_DOWN.format(layer=layer)] = (config.ffn_columns(layer), width)
     if any(head.input != "base" for head in config.heads):
         shapes[keys.OUTPUT_NORM] = (width,)
     for head in config.heads:
@@ -92,7 +93,7 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
     if not all(map(is_head_name, head_names)):  # they become part of keys, and of messages on a terminal
         raise FileError(f"{file.path}: key {keys.HEADS.name} holds a name other than 1 to 16 of a-z, 0-9, _")
     wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
-    wanted += [key for key in keys.CHECKSUM_KEYS if key.name in file.keys]
+    wanted += [key for key in (*keys.OPTIONAL_SIDECAR_KEYS, *keys.CHECKSUM_KEYS) if key.name in file.keys]
     wanted += [
         head_key(key, name)
         for name in head_names
@@ -178,7 +179,7 @@ def _base_and_heads(
     file: _native.GgufFile, architecture: str, values: Mapping[Key, Any], head_names: list[str]
 ) -> tuple[BaseGeometry, tuple[HeadConfig, ...]]:
     """What an insertion is made of; one ``ConfigError`` says what is wrong with each part."""
-    sizes = {field: values[key] for key, field in BASE_SIZE_KEYS}
+    sizes = {field: values[key] for key, field in BASE_SIZE_KEYS if key in values}
     makers: list[Callable[[], Any]] = [functools.partial(BaseGeometry, architecture=architecture, **sizes)]
     makers += [functools.partial(_head, file, values, name) for name in head_names]
     parts: list[Any] = []

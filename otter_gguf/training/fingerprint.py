@@ -6,7 +6,6 @@ them. The sidecar has a fingerprint of its own, of a GGUF file (:mod:`otter_gguf
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 
@@ -27,7 +26,7 @@ def base_fingerprint(model: PreTrainedModel, geometry: BaseGeometry) -> str:
     Hashed are the geometry (vocabulary size included) as JSON and, ordered by name, each norm's name, size and weight
     in little-endian F32. Types that hold the same numbers give the same digits.
     """
-    digest = hashlib.sha256(_DOMAIN + json.dumps(dataclasses.asdict(geometry), sort_keys=True).encode() + b"\n")
+    digest = hashlib.sha256(_DOMAIN + json.dumps(geometry.to_dict(), sort_keys=True).encode() + b"\n")
     for name, weight in sorted(_norms(model).items()):
         digest.update(f"{name}\0{weight.numel()}\0".encode())
         values = weight.detach().to(device="cpu", dtype=torch.float32)

@@ -23,6 +23,7 @@ from ..gguf.sidecar import is_sidecar
 from ..tokenizer_agreement import check_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_LONG_ROPE_FACTORS = "rope_factors_long.weight"
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 _SPACE = "▁"
 """What SentencePiece writes for a space."""
@@ -71,10 +72,26 @@ def _check(path: Path) -> tuple[float, ...] | None:
             raise UnsupportedError(
                 f"{path}: rope scaling {base.head.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
             )
+        reason = _lost(base)
+        if reason:
+            raise UnsupportedError(f"{path}: transformers cannot load it: {reason}; give the Hugging Face folder")
         if base.tensor(_ROPE_FACTORS) is None:
             return None
         data = base.tensor_data(_ROPE_FACTORS)
         return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def _lost(base: BaseFiles) -> str | None:
+    """What transformers does not read from a file, and would leave out without a word."""
+    geometry = base_geometry(base)
+    rotated = f"{geometry.architecture}.rope.dimension_count"
+    if rotated in base.head.keys and base.head.value(rotated) != geometry.head_dim:
+        return "only a part of each head is rotated"
+    if base.tensor(_LONG_ROPE_FACTORS) is not None:
+        return "it has long rotary factors"
+    if geometry.architecture == "llama" and geometry.n_expert:
+        return "a mixture of experts"
+    return None
 
 
 def _take_head_size(config: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import InsertionConfig
 from ..errors import ConfigError, UnsupportedError
 from .layout import Widening
-from .modules import ValueHead, Widened, WidenedRMSNorm
+from .modules import Inserted, ValueHead, Widened, WidenedExperts, WidenedRMSNorm
 from .peft_base import is_plain, linear_rows, table_columns
 
 Init = Literal["copy", "normal", "uniform"]
@@ -46,11 +46,13 @@ def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std:
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     for widening in widenings:
         module = model.get_submodule(widening.path)
-        if not isinstance(module, Widened) or not hasattr(module, "otter"):
+        if not hasattr(module, "otter"):
             continue
-        weight = module.otter.weight
-        if init == "copy":
-            _copy(weight, module, widening, dtype)
+        weight = cast(Inserted, module.otter).weight
+        if init == "copy" and widening.kind == "beside":
+            _copy_expert(weight, cast(WidenedExperts, model.get_submodule(widening.path.rpartition(".")[0])), widening)
+        elif init == "copy":
+            _copy(weight, cast(Widened, module), widening, dtype)
         elif widening.kind == "norm":
             weight.fill_(1.0)
         else:
@@ -86,3 +88,15 @@ def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtyp
         weight.add_(cast(WidenedRMSNorm, module).base_offset)
     else:
         raise UnsupportedError(f"{widening.path}: copy initialisation needs a norm without an adapter; merge it first")
+
+
+def _copy_expert(weight: Tensor, experts: WidenedExperts, widening: Widening) -> None:
+    """The rows of expert 0, whose inner channels are copied in the same order for gate, up and down."""
+    gate_up, down = experts.first_expert()
+    rows = torch.tensor(widening.rows, device=weight.device)
+    weight.zero_()
+    if widening.base_columns:
+        weight[:, : widening.base_columns].copy_(gate_up.index_select(0, rows))
+    else:
+        inner = torch.arange(widening.columns, device=weight.device) % down.shape[1]
+        weight.copy_(down.index_select(0, rows).index_select(1, inner))

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from ..architectures import Architecture, SubLayer
 from ..config import InsertionConfig
 
-Kind = Literal["linear", "fused", "norm", "heads", "slice", "table", "activation", "narrow", "pad"]
+Kind = Literal["linear", "fused", "norm", "heads", "slice", "table", "activation", "narrow", "pad", "experts", "beside"]
 
 
 class Part(NamedTuple):
@@ -30,9 +30,10 @@ class Part(NamedTuple):
 class Widening:
     """What replaces one module.
 
-    ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own embedding;
-    ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone, ``pad`` leaves h'
-    as it was: both stand where nothing is inserted.
+    ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own
+    embedding; ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone, ``pad``
+    leaves h' as it was: both stand where nothing is inserted. ``experts`` is the module of a mixture of experts, and
+    ``beside`` an inserted map in it.
     """
 
     path: str
@@ -84,6 +85,13 @@ def _widened(
     """
     d, channels, inner = config.base.n_embd, _channels(config), sizes[0]
     yield Widening(layer + sub_layer.norm, "norm", channels, d)
+    if sub_layer.experts:
+        yield Widening(layer + sub_layer.experts, "experts", base_columns=d)
+        for i, (path, input_rows) in enumerate(zip(sub_layer.inputs, rows, strict=True)):
+            stacked = tuple(sum(sizes[:i]) + row for row in input_rows)  # an expert has gate and up in one map
+            yield Widening(layer + path, "beside", stacked, d, d + config.width)
+        yield Widening(layer + sub_layer.output, "beside", channels, columns=len(rows[0]))
+        return
     inputs = list(_input_maps(layer, sub_layer, sizes, rows, d, d + config.width))
     yield from inputs
     if sub_layer.activation:
@@ -109,7 +117,7 @@ def _input_maps(
 def _untouched(layer: str, sub_layer: SubLayer, d: int) -> Iterator[Widening]:
     """A sub-layer with nothing inserted: it reads h, and h' passes through its residual."""
     yield Widening(layer + sub_layer.norm, "narrow", base_columns=d)
-    yield Widening(layer + sub_layer.output, "pad")
+    yield Widening(layer + (sub_layer.experts or sub_layer.output), "pad")
 
 
 def _channels(config: InsertionConfig) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from .attention import set_split_sizes, split_heads
 from .layout import Widening, layout
 from .modules import (
     INFIX,
+    Beside,
     FusedLinear,
     Narrow,
     Padded,
@@ -32,6 +33,7 @@ from .modules import (
     VocabularyHead,
     Widened,
     WidenedActivation,
+    WidenedExperts,
     WidenedHeadNorm,
     WidenedLinear,
     WidenedRMSNorm,
@@ -124,14 +126,19 @@ class OtterModel(nn.Module):
             return VocabularyHead(head, base.n_vocab, base.n_embd, columns, like)
         return ValueHead(head, base.n_embd, columns, like)
 
-    def _widen(self, base_model: PreTrainedModel, widening: Widening) -> Widened:
-        base, kind, rows = base_model.get_submodule(widening.path), widening.kind, len(widening.rows)
+    def _widen(self, base_model: PreTrainedModel, widening: Widening) -> Widened | Beside:
+        kind, rows = widening.kind, len(widening.rows)
+        if kind == "beside":
+            return Beside(rows, widening.columns, next(base_model.parameters()))
+        base = base_model.get_submodule(widening.path)
         if kind == "slice":
             return SlicedEmbedding(base, widening.rows)
         if kind == "table":
             return TableEmbedding(base, rows)
         if kind == "narrow":
             return Narrow(base, widening.base_columns)
+        if kind == "experts":
+            return WidenedExperts(base, widening.base_columns)
         if kind == "activation":
             return WidenedActivation(base, widening.base_columns, sum(part.base for part in widening.parts))
         if kind == "heads":

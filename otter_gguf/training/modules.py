@@ -85,6 +85,13 @@ class Inserted(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape[0], device=device, dtype=dtype)) if bias else None
 
 
+def inserted_product(weight: Tensor, h: Tensor, inserted: Tensor) -> Tensor:
+    """Inserted rows (rows, d + e) times [h, h']: (..., rows)."""
+    # Two products instead of one: no gradient is computed for the base's columns.
+    over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)
+    return functional.linear(h, over_base) + functional.linear(inserted, over_inserted)
+
+
 class Widened(nn.Module):
     """A module of the base that reads the first ``base_columns`` channels of its input."""
 
@@ -143,10 +150,7 @@ class WidenedLinear(Widened):
         y = self.run_base(h)
         if not self.enabled:
             return y
-        # Two products instead of one over x: no gradient is computed for the base's columns.
-        over_base, over_inserted = self.otter.weight.to(x.dtype).tensor_split([self.base_columns], dim=1)
-        inserted = functional.linear(inserted_part(x, self.base_columns), over_inserted)
-        return self.join(y, functional.linear(h, over_base) + inserted)
+        return self.join(y, inserted_product(self.otter.weight, h, inserted_part(x, self.base_columns)))
 
     def join(self, y: Tensor, inserted: Tensor) -> Tensor:
         """The base's outputs and the inserted ones."""
@@ -236,6 +240,41 @@ class WidenedActivation(Widened):
         if not self.enabled:
             return y
         return join(y, cast(Tensor, self.base(inserted_part(x, self.base_columns))))
+
+
+class Beside(nn.Module):
+    """An inserted map for which the base has no single one."""
+
+    def __init__(self, rows: int, columns: int, like: Tensor) -> None:
+        super().__init__()
+        self.otter = Inserted((rows, columns), like.device, parameter_dtype(like.dtype))
+
+
+class WidenedExperts(Widened):
+    """A mixture of experts and beside it the inserted FFN, which every token uses whatever experts it is sent to.
+
+    The inserted maps read [h, h'] and the inserted inner channels alone: which channels the base's inner state has
+    depends on the experts.
+    """
+
+    gate_proj: Beside
+    up_proj: Beside
+    down_proj: Beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d + e) -> (..., d + e)."""
+        y = self.run_base(x)
+        if not self.enabled:
+            return y
+        h, inserted = base_part(x, self.base_columns), inserted_part(x, self.base_columns)
+        gate, up = (inserted_product(part.otter.weight, h, inserted) for part in (self.gate_proj, self.up_proj))
+        activation = cast(nn.Module, self.base.get_submodule("experts.act_fn"))
+        return join(y, functional.linear(activation(gate) * up, self.down_proj.otter.weight.to(x.dtype)))
+
+    def first_expert(self) -> tuple[Tensor, Tensor]:
+        """The weights of expert 0: gate above up (2f, d), and down (d, f)."""
+        experts = self.base.get_submodule("experts")
+        return experts.get_parameter("gate_up_proj")[0], experts.get_parameter("down_proj")[0]
 
 
 class SlicedEmbedding(Widened):

@@ -19,7 +19,7 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.loading import check_files
 from otter_gguf.training import OtterModel, geometry
-from tests.architecture_toys import HEADS, toy, widen, write_sentencepiece, write_toy, write_widened
+from tests.architecture_toys import HEADS, LONG_TEXT, long_rope, toy, widen, write_sentencepiece, write_toy, write_widened
 from tests.gguf.toy_files import rewrite
 from tests.native.helpers import Float32, base_logits, feed, feed_chunks, open_base, open_otter, random_tokens
 
@@ -58,12 +58,20 @@ def _rope_everywhere(model: Any) -> None:
         layer.self_attn.use_rope = True
 
 
+def _rotate_whole_heads(model: Any) -> None:
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = 10000.0 ** -(torch.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+
+
 # Changes of the special part of an architecture.
 SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
     "gemma": _less_of("norm.weight"),
     "granite": _other_multiplier,
+    "mixtral": _less_of("mlp.gate.weight"),
+    "phi3": _rotate_whole_heads,
     "qwen2": _less_of("q_proj.bias", "k_proj.bias", "v_proj.bias"),
     "qwen3": _less_of("q_norm.weight", "k_norm.weight"),
+    "qwen3_moe": _less_of("mlp.gate.weight"),
     "smollm3": _rope_everywhere,
 }
 every_architecture = pytest.mark.parametrize("model_type", supported())
@@ -78,8 +86,10 @@ class Toy(NamedTuple):
     config: InsertionConfig
 
 
-def make(folder: Path, model_type: str, type: str = "F32", init: str = "normal", **changes: Any) -> Toy:
-    model = toy(model_type)
+def make(
+    folder: Path, model_type: str, type: str = "F32", init: str = "normal", model: Any = None, **changes: Any
+) -> Toy:
+    model = model or toy(model_type)
     layers = model.config.num_hidden_layers
     sizes = {name: (size,) * layers if name in ("n_head_kv", "n_ff") else size for name, size in changes.items()}
     base = write_toy(folder / f"base-{type}.gguf", model, type)
@@ -252,6 +262,21 @@ def test_rewards_agree_with_torchs_own_gelu_as_well_as_logits_do(tmp_path: Path)
         assert np.abs(rewards - expected).max() <= 2 * difference
 
 
+def test_long_and_short_rotary_factors(tmp_path: Path) -> None:
+    """llama.cpp takes the long ones where the context has room for long texts, torch where the text is long."""
+    made = make(tmp_path, "phi3", model=toy("phi3", **long_rope()))
+    tokens = random_tokens(3 * LONG_TEXT)
+    for n_tokens, n_ctx in ((LONG_TEXT, LONG_TEXT), (3 * LONG_TEXT, 4 * LONG_TEXT)):
+        text = tokens[:n_tokens]
+        logits, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config, n_ctx=n_ctx), text, n_tokens)
+        assert np.array_equal(logits, base_logits(open_base(made.base, n_ctx=n_ctx), text, n_tokens))
+        expected_logits, expected = in_torch(made.torch, text)
+        assert np.abs(logits - expected_logits).max() <= TOLERANCE
+        assert np.abs(rewards - expected).max() <= TOLERANCE
+    of_short_text = in_torch(made.torch, tokens[:LONG_TEXT])[1]
+    assert np.abs(rewards[:LONG_TEXT] - of_short_text).max() > 1e-3
+
+
 @pytest.mark.parametrize("model_type", SPECIAL_PARTS)
 def test_the_special_part_matters(model_type: str, tmp_path: Path) -> None:
     """The negative twin: without what the architecture is special for, rewards are others."""
@@ -267,7 +292,12 @@ def test_the_special_part_matters(model_type: str, tmp_path: Path) -> None:
 
 @every_architecture
 def test_copy_initialisation_keeps_the_copied_channels(model_type: str, tmp_path: Path) -> None:
-    made = make(tmp_path, model_type, init="copy", state_offset=7)
+    """Where there are experts the first is copied, so this holds if it is the only one and copied whole."""
+    model, sizes = toy(model_type), {}
+    if geometry(model).n_expert:
+        model = toy(model_type, num_experts=1, num_experts_per_tok=1)
+        sizes["n_ff"] = geometry(model).n_ff
+    made = make(tmp_path, model_type, init="copy", model=model, state_offset=7, **sizes)
     context = open_otter(made.base, made.sidecar, made.config, hidden_states=True)
     feed(context, random_tokens(60))
     h, h_inserted = context.hidden_states()
@@ -295,8 +325,11 @@ def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
     ("model_type", "missing"),
     [
         ("granite", "blk.1.ffn_gate.weight"),
+        ("mixtral", "blk.1.ffn_down_exps.weight"),
+        ("phi3", "blk.0.ffn_up.weight"),
         ("qwen2", "blk.0.attn_output.weight"),
         ("qwen3", "blk.1.attn_q_norm.weight"),
+        ("qwen3_moe", "blk.0.ffn_gate_inp.weight"),
         ("smollm3", "blk.3.attn_k.weight"),
     ],
 )
