@@ -33,7 +33,7 @@ _LONG_ROPE: dict[str, Any] = {
     "short_factor": [1.0, 1.1, 1.3, 1.6],
     "long_factor": [1.0, 1.5, 2.5, 6.0],
 }
-LONG_TEXT = 32
+LONG_TEXT = 256
 """More tokens than this take the long factors, if the configuration says so."""
 
 # What each architecture has besides Llama's sizes; a file without an entry here fails every test.

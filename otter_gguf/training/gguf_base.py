@@ -47,7 +47,7 @@ def load_gguf_base(path: Path) -> PreTrainedModel:
     factors = _check(path)
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=file)
-        _take_head_size(config, path)
+        _take_sizes(config, path)
         if factors is not None:
             config.rope_parameters = _llama3_rope(config, factors, path)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, config=config, dtype=torch.float32)
@@ -94,11 +94,13 @@ def _lost(base: BaseFiles) -> str | None:
     return None
 
 
-def _take_head_size(config: Any, path: Path) -> None:
-    """transformers leaves the head size of a Qwen3 at the one that its usual sizes have, whatever the file says."""
-    if getattr(config, "head_dim", None) is not None:
-        with BaseFiles.open(path) as base:
-            config.head_dim = base_geometry(base).head_dim
+def _take_sizes(config: Any, path: Path) -> None:
+    """transformers leaves two sizes of a Qwen3 at those that it usually has, whatever the file says."""
+    with BaseFiles.open(path) as base:
+        geometry = base_geometry(base)
+    for name, size in (("head_dim", geometry.head_dim), ("moe_intermediate_size", geometry.n_ff)):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, size)
 
 
 def _llama3_rope(config: Any, factors: tuple[float, ...], path: Path) -> dict[str, Any]:

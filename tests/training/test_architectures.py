@@ -97,7 +97,7 @@ def test_gradients_are_those_of_differences(model_type: str) -> None:
     loss().backward()
     gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
     slope = sum(float((grad * along).sum()) for grad, along in zip(gradients, direction, strict=True))
-    assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-3)
+    assert slope == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-3)
 
 
 class _PartialNorm(nn.Module):
@@ -222,8 +222,8 @@ def test_another_base_is_refused(model_type: str, tmp_path: Path) -> None:
         ("gemma", {"use_bidirectional_attention": True}, "it attends in both directions"),
         ("gemma", {"hidden_act": "silu"}, "hidden_act is silu, expected gelu_pytorch_tanh"),
         ("granite", {"hidden_act": "gelu"}, "hidden_act is gelu, expected silu"),
-        ("phi3", long_rope(attention_factor=1.5), "attention_factor of its rope_parameters is 1.5, expected 1.34"),
-        ("phi3", long_rope(factor=3.0), "factor of its rope_parameters is 3.0, expected 16"),
+        ("phi3", long_rope(attention_factor=1.5), "attention_factor of its rope_parameters is 1.5, expected 1.06"),
+        ("phi3", long_rope(factor=3.0), "factor of its rope_parameters is 3.0, expected 2"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "some of its layers have no experts"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "some of its layers have no experts"),
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
