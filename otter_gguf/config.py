@@ -274,7 +274,7 @@ class InsertionConfig:
         return self.base.group * self.n_head_kv[layer]
 
     def ffn_columns(self, layer: int) -> int:
-        """Columns of the inserted rows of FFN down: f + f', or f' beside experts, which have inner states of their own."""
+        """Columns of the inserted rows of FFN down: f + f'; beside experts, with inner states of their own, f'."""
         return self.n_ff[layer] + (0 if self.base.n_expert else self.base.n_ff)
 
     def head_input_size(self, head: HeadConfig) -> int:

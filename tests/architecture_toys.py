@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from otter_gguf.converters.adapter import convert_adapter
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -14,11 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from otter_gguf import _native
 from otter_gguf.architectures import find
 from otter_gguf.config import HeadConfig, InsertionConfig
+from otter_gguf.converters import base as base_converter
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 from otter_gguf.training import OtterModel, geometry, insert
 from tests.gguf.toy_files import GEOMETRY, Float32, base_metadata, rope_order
+from tests.training.toy import toy_tokenizer
 
 HEADS = (
     HeadConfig(),
@@ -38,6 +41,7 @@ LONG_TEXT = 256
 
 # What each architecture has besides Llama's sizes; a file without an entry here fails every test.
 SPECIAL: dict[str, dict[str, Any]] = {
+    "ernie4_5": {"head_dim": 32},
     "gemma": {"head_dim": 32, "tie_word_embeddings": True},
     "granite": {
         "embedding_multiplier": 3.0,
@@ -88,6 +92,10 @@ _EXPERTS = {
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "mlp.experts.down_proj": ("ffn_down_exps",),
 }
+
+
+BYTE_LEVEL = ("qwen3_moe",)
+"""Model types whose converter wants a vocabulary of GPT-2's kind."""
 
 
 def long_rope(**changes: Any) -> dict[str, Any]:
@@ -215,6 +223,31 @@ def write_sentencepiece(path: Path) -> None:
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.vocab_size = len(model.pieces)
     path.write_bytes(model.SerializeToString())
+
+
+def convert_with_any_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let llama.cpp's converter take the toys' byte-level tokenizer, which is none of those that it knows by a hash."""
+    script = base_converter.find_script()
+    shim = folder / "llama_cpp" / script.name
+    shim.parent.mkdir()
+    for path in script.parent.iterdir():
+        if path != script:
+            (shim.parent / path.name).symlink_to(path)
+    shim.write_text(
+        "import runpy\n"
+        "from conversion.base import TextModel\n"
+        "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr(base_converter, "find_script", lambda: shim)
+
+
+def write_tokenizer(folder: Path, model_type: str) -> None:
+    """The tokenizer that a model type's converter takes."""
+    if model_type in BYTE_LEVEL:
+        toy_tokenizer(merges=[("t", "h")]).save_pretrained(folder)  # llama.cpp wants one at least
+    else:
+        write_sentencepiece(folder / "tokenizer.model")
 
 
 def widen(model: Any, init: Any = "normal", **changes: Any) -> OtterModel:

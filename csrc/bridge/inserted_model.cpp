@@ -2,6 +2,7 @@
 
 #include "inserted_graph.h"
 
+#include "architectures.h"
 #include "gguf/error.h"
 
 #include "ggml-cpp.h"
@@ -68,27 +69,26 @@ std::unique_ptr<llama_model_base> create(const llama_model_params & params, cons
     return std::make_unique<inserted_model<base_class>>(params, spec, traits);
 }
 
-// The same list stands in otter_gguf/architectures, by llama.cpp's names.
+block_traits traits_of(uint32_t features) {
+    block_traits traits;
+    traits.gelu               = (features & gelu_gate) != 0;
+    traits.steps_without_rope = (features & steps_without_rope) != 0;
+    return traits;
+}
+
+#define OTTER_MODEL(name, class_name, features) { name, create<llama_model_##class_name>, features },
 constexpr struct {
-    llm_arch        arch;
+    const char * name;
     decltype(&create<llama_model_llama>) create;
-    block_traits    traits;
-} architectures[] = {
-    { LLM_ARCH_GEMMA,   create<llama_model_gemma>,   { /*.steps_without_rope =*/ false, /*.gelu =*/ true } },
-    { LLM_ARCH_GRANITE, create<llama_model_granite>, {} },
-    { LLM_ARCH_LLAMA,   create<llama_model_llama>,   {} },
-    { LLM_ARCH_PHI3,    create<llama_model_phi3>,    {} },
-    { LLM_ARCH_QWEN2,   create<llama_model_qwen2>,   {} },
-    { LLM_ARCH_QWEN3,   create<llama_model_qwen3>,   {} },
-    { LLM_ARCH_QWEN3MOE, create<llama_model_qwen3moe>, {} },
-    { LLM_ARCH_SMOLLM3, create<llama_model_smollm3>, { /*.steps_without_rope =*/ true } },
-};
+    uint32_t     features;
+} architectures[] = { OTTER_ARCHITECTURES(OTTER_MODEL) };
+#undef OTTER_MODEL
 
 std::unique_ptr<llama_model_base> create_inserted_model(llm_arch arch, const llama_model_params & params,
         const insertion_spec & spec) {
     for (const auto & known : architectures) {
-        if (known.arch == arch) {
-            auto model  = known.create(params, spec, known.traits);
+        if (llm_arch_from_string(known.name) == arch) {
+            auto model  = known.create(params, spec, traits_of(known.features));
             model->arch = arch;
             return model;
         }

@@ -1,6 +1,7 @@
 // The tensors of an architecture, as llama.cpp's own class of it creates them (src/models/): every required one is
 // there, each has its shape, and nothing is left over.
 
+#include "architectures.h"
 #include "gguf/check_base.h"
 
 #include <algorithm>
@@ -13,34 +14,16 @@ namespace otter {
 
 namespace {
 
-// What llama.cpp's class of an architecture creates besides the tensors that all of them have.
 struct tensor_form {
     std::string_view architecture;
+    uint32_t         features;
 
-    bool head_norms   = false; // norms of queries and keys, a weight for each channel of a head
-    bool map_biases   = false; // attention output and FFN may have biases
-    bool output_bias  = false; // the output projection may have one
-    bool rope_factors = false; // rotary factors may stand in the file
-    bool experts      = false; // the FFN may be a mixture of experts
-    bool scaled       = false; // logits are divided by a number that the file must hold
-    bool tied         = false; // the output projection is the embedding, and has no tensor
-    bool long_factors = false; // long and short rotary factors may stand in the file whatever the scaling is called
-    bool part_rotary  = false; // a part of a head's channels may be left as it is
-    bool fused_gate   = false; // gate and up are one matrix, ffn_up
-    bool only_experts = false; // every FFN is a mixture of experts, whose inner size is a key of its own
+    bool has(feature which) const { return (features & which) != 0; }
 };
 
-constexpr tensor_form tensor_forms[] = {
-    // architecture  head_norms  map_biases  output_bias  rope_factors  experts  scaled  tied    long_factors  part_rotary  fused_gate  only_experts
-    { "gemma",       false,      false,      false,       false,        false,   false,  true,   false,        false,       false,      false },
-    { "granite",     false,      true,       false,       true,         false,   true,   false,  false,        false,       false,      false },
-    { "llama",       false,      true,       false,       true,         true,    false,  false,  false,        false,       false,      false },
-    { "phi3",        false,      false,      false,       false,        false,   false,  false,  true,         true,        true,       false },
-    { "qwen2",       false,      false,      true,        false,        false,   false,  false,  false,        false,       false,      false },
-    { "qwen3",       true,       false,      false,       false,        false,   false,  false,  false,        false,       false,      false },
-    { "qwen3moe",    true,       false,      false,       false,        true,    false,  false,  false,        false,       false,      true  },
-    { "smollm3",     false,      false,      false,       false,        false,   false,  false,  false,        false,       false,      false },
-};
+#define OTTER_FORM(name, class_name, features) { name, features },
+constexpr tensor_form tensor_forms[] = { OTTER_ARCHITECTURES(OTTER_FORM) };
+#undef OTTER_FORM
 
 struct expected_tensor {
     std::vector<uint64_t> shape; // ggml order, columns first
@@ -50,13 +33,13 @@ struct expected_tensor {
 
 void check_scales(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
     const auto logit_scale = file.get_f32(sizes.architecture + ".logit_scale");
-    if (form.scaled && (!logit_scale || *logit_scale == 0.0f)) {
+    if (form.has(scaled) && (!logit_scale || *logit_scale == 0.0f)) {
         file.fail_key(sizes.architecture + ".logit_scale", "is missing or 0, expected an f32");
     }
-    if (form.scaled && file.find(sizes.architecture + ".deepstack_mapping") != nullptr) {
+    if (form.has(scaled) && file.find(sizes.architecture + ".deepstack_mapping") != nullptr) {
         file.unsupported(cat("key ", quoted(sizes.architecture + ".deepstack_mapping"), ": a model that reads images"));
     }
-    if (!form.experts && sizes.n_expert > 0) {
+    if (!form.has(experts) && sizes.n_expert > 0) {
         file.unsupported(cat("key ", quoted(sizes.architecture + ".expert_count"), " is ", sizes.n_expert,
                 ", expected no experts"));
     }
@@ -77,7 +60,7 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
     uniform("attention.head_count", sizes.n_head);
     uniform("attention.head_count_kv", sizes.n_head_kv);
     uniform("feed_forward_length", sizes.n_ff);
-    if (form.only_experts) {
+    if (form.has(only_experts)) {
         uniform("expert_feed_forward_length", sizes.n_ff_exp);
         if (sizes.n_expert == 0) {
             file.fail_key(key_of("expert_count"), "is missing or 0, expected a number of at least 1");
@@ -92,9 +75,9 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
                 sizes.head_dim_v, " for values, expected the same even number"));
     }
     const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
-    if (sizes.n_rot != sizes.head_dim_k && !(form.part_rotary && part_fits)) {
+    if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
         file.fail_key(key_of("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
-                sizes.head_dim_k, form.part_rotary ? " or a smaller even number" : ""));
+                sizes.head_dim_k, form.has(partial_rope) ? " or a smaller even number" : ""));
     }
     if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
         file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
@@ -138,17 +121,17 @@ private:
 
     void expect_tensors() {
         matrix("token_embd", { sizes.n_embd, sizes.n_vocab });
-        if (!form.tied) {
+        if (!form.has(tied)) {
             matrix("output", { sizes.n_embd, sizes.n_vocab }, false);
         }
         vector("output_norm.weight", sizes.n_embd);
-        if (form.output_bias) {
+        if (form.has(output_bias)) {
             vector("output.bias", sizes.n_vocab, false);
         }
-        if (form.long_factors || (form.rope_factors && sizes.rope_scaling == "longrope")) {
+        if (form.has(long_factors) || (form.has(rope_factors) && sizes.rope_scaling == "longrope")) {
             vector("rope_factors_long.weight", sizes.n_rot / 2, false);
             vector("rope_factors_short.weight", sizes.n_rot / 2, false);
-        } else if (form.rope_factors) {
+        } else if (form.has(rope_factors)) {
             vector("rope_freqs.weight", sizes.n_rot / 2, false);
         }
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
@@ -183,10 +166,10 @@ private:
             vector(layer + "attn_v.bias", n_k, false);
         }
         matrix(layer + "attn_output", { n_q, d });
-        if (form.map_biases) {
+        if (form.has(map_biases)) {
             vector(layer + "attn_output.bias", d, false);
         }
-        if (form.head_norms) {
+        if (form.has(head_norms)) {
             vector(layer + "attn_q_norm.weight", sizes.head_dim_k);
             vector(layer + "attn_k_norm.weight", sizes.head_dim_k);
         }
@@ -195,12 +178,12 @@ private:
     void expect_ffn(const std::string & layer) {
         const uint64_t d = sizes.n_embd;
         const uint64_t f = sizes.n_ff[0];
-        if (!form.fused_gate) {
+        if (!form.has(fused_gate)) {
             matrix(layer + "ffn_gate", { d, f });
         }
-        matrix(layer + "ffn_up", { d, form.fused_gate ? 2 * f : f });
+        matrix(layer + "ffn_up", { d, form.has(fused_gate) ? 2 * f : f });
         matrix(layer + "ffn_down", { f, d });
-        if (form.map_biases) {
+        if (form.has(map_biases)) {
             vector(layer + "ffn_gate.bias", f, false);
             vector(layer + "ffn_up.bias", f, false);
             vector(layer + "ffn_down.bias", d, false);
@@ -209,7 +192,7 @@ private:
 
     void expect_experts(const std::string & layer) {
         const uint64_t d = sizes.n_embd;
-        const uint64_t f = form.only_experts ? sizes.n_ff_exp[0] : sizes.n_ff[0];
+        const uint64_t f = form.has(only_experts) ? sizes.n_ff_exp[0] : sizes.n_ff[0];
         const uint64_t n = sizes.n_expert;
         matrix(layer + "ffn_gate_inp", { d, n });
         matrix(layer + "ffn_gate_exps", { d, f, n });

@@ -1,7 +1,7 @@
 """Architectures that can be widened, one file each; the file's name is the Hugging Face ``model_type``.
 
 Training and converters read the same description, so nothing here imports torch. A new architecture is a new file here
-that defines ``ARCHITECTURE``, a row in ``csrc/bridge/inserted_model.cpp`` and one in ``csrc/gguf/check_tensors.cpp``,
+that defines ``ARCHITECTURE``, a row in ``csrc/architectures.h`` (``docs/add-an-architecture.md`` is the walk-through),
 and a toy model in ``tests/architecture_toys.py``, which every test of architectures then runs.
 """
 
@@ -37,8 +37,8 @@ class SubLayer:
     head_norms: tuple[str, ...] = ()
     """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
     experts: str = ""
-    """Module of a mixture of experts. Then ``inputs`` and ``output`` are no modules of the base: the inserted maps stand
-    beside the experts, as children of that module."""
+    """Module of a mixture of experts. Then ``inputs`` and ``output`` are no modules of the base: the inserted maps
+    stand beside the experts, as children of that module."""
     split_sizes: tuple[str, ...] = ()
     """Attributes of the attention module by which its code cuts the output of a fused map: numbers of heads, or of
     their channels."""
@@ -93,7 +93,8 @@ class Architecture:
     model_class: str
     """Class name of the Hugging Face model with the language-model head."""
     interleaved_rope: bool
-    """Whether llama.cpp rotates neighbouring channels, so that query and key rows are permuted in a GGUF."""
+    """Whether query and key rows are permuted in a GGUF, as llama.cpp rotates neighbouring channels and transformers
+    channels that are half a head apart."""
     notes: str
     """What is special about it, and what of it is refused, in a few words for people."""
     known_as: str = ""

@@ -30,8 +30,8 @@ ARCHITECTURE = Architecture(
     gguf="phi3",
     model_class="Phi3ForCausalLM",
     interleaved_rope=False,
-    notes="Phi-3, Phi-3.5 and Phi-4 (dense), with long rotary factors; up to its sliding window, which llama.cpp leaves"
-    " out; no plainly widened checkpoint",
+    notes="with long rotary factors; up to its sliding window, which llama.cpp leaves out; no widened checkpoint",
+    known_as="Phi-3, Phi-3.5, Phi-4, dense",
     refusal=_refusal,
     attention=SubLayer(
         norm="input_layernorm",

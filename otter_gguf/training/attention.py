@@ -99,7 +99,7 @@ def _as_in_base(x: Tensor, base: _BaseHeads, index: int) -> Tensor:
         return _compact(heads)
     first, row_size = (base.head_dim * sum(counts) for counts in (base.counts[:index], base.counts))
     tokens = cut_out_of_rows(heads.transpose(1, 2).flatten(2), row_size, first)
-    return tokens.unflatten(2, (-1, base.head_dim)).transpose(1, 2)
+    return tokens.view(*tokens.shape[:2], -1, base.head_dim).transpose(1, 2)
 
 
 def _has_no_gaps(x: Tensor) -> bool:

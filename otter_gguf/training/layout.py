@@ -46,7 +46,7 @@ class Widening:
     columns: int = 0
     """Input size of the inserted rows."""
     parts: tuple[Part, ...] = ()
-    """The maps in a fused one, in the order of its rows; of an ``activation``: of the map whose output it reads."""
+    """The maps in a fused one, in the order of its rows; of an ``activation``: in the map whose output it reads."""
 
 
 def layout(architecture: Architecture, config: InsertionConfig) -> list[Widening]:

@@ -106,8 +106,8 @@ class OtterModel(nn.Module):
         for path, module in widened.items():
             base_model.set_submodule(path, module)
         self.base_model = base_model
-        for module, n_head_kv in self._widened_attention():
-            split_heads(module, insertion.base, n_head_kv, self.architecture.attention.split_sizes)
+        for attention, n_head_kv in self._widened_attention():
+            split_heads(attention, insertion.base, n_head_kv, self.architecture.attention.split_sizes)
         self._enabled = True
         like = next(base_model.parameters())
         self.heads = nn.ModuleDict({head.name: self._head(head, like) for head in insertion.heads})
@@ -256,8 +256,8 @@ class OtterModel(nn.Module):
         for module in self.base_model.modules():
             if isinstance(module, Widened):
                 module.enabled = enabled
-        for module, _ in self._widened_attention():
-            set_split_sizes(module, enabled)
+        for attention, _ in self._widened_attention():
+            set_split_sizes(attention, enabled)
 
     def train(self, mode: bool = True) -> OtterModel:
         """Only gradient checkpointing looks at the mode; dropout in a frozen base would be noise and nothing else."""

@@ -268,7 +268,7 @@ class WidenedExperts(Widened):
             return y
         h, inserted = base_part(x, self.base_columns), inserted_part(x, self.base_columns)
         gate, up = (inserted_product(part.otter.weight, h, inserted) for part in (self.gate_proj, self.up_proj))
-        activation = cast(nn.Module, self.base.get_submodule("experts.act_fn"))
+        activation = self.base.get_submodule("experts.act_fn")
         return join(y, functional.linear(activation(gate) * up, self.down_proj.otter.weight.to(x.dtype)))
 
     def first_expert(self) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from otter_gguf import Otter
 from otter_gguf.architectures import supported
 from otter_gguf.cli.main import main
 from otter_gguf.training import OtterModel
-from tests.architecture_toys import toy, write_sentencepiece
+from tests.architecture_toys import BYTE_LEVEL, convert_with_any_tokenizer, toy, write_tokenizer
 from tests.training.toy import toy_rows, toy_tokenizer, write_rows
 
 
@@ -23,14 +23,20 @@ def command(*arguments: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", supported())
-def test_insert_train_convert_and_score(model_type: str, tmp_path: Path, capfd: Any) -> None:
+def test_insert_train_convert_and_score(
+    model_type: str, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, adapter, sidecar = tmp_path / "base", tmp_path / "trained", tmp_path / "toy.otter.gguf"
     toy(model_type).save_pretrained(base)
     toy_tokenizer().save_pretrained(base)  # for training; texts of the GGUF are given as tokens
-    write_sentencepiece(base / "tokenizer.model")
+    write_tokenizer(base, model_type)
+    if model_type in BYTE_LEVEL:
+        convert_with_any_tokenizer(tmp_path, monkeypatch)
     data = write_rows(tmp_path / "pairs.jsonl", toy_rows(16))
     command("insert", "--base", base, "-o", tmp_path / "fresh", "--width", 16, "--inner", 32)
     command("train", tmp_path / "fresh", "--data", data, "-o", adapter, "--max-steps", 2, "--cpu", "--threads", 1)
+    if model_type not in BYTE_LEVEL:
+        (base / "tokenizer.json").unlink()  # Phi-3's converter would put its special tokens among the others
     gguf = tmp_path / "base.gguf"
     options = ("-o", sidecar, "--base-outfile", gguf, "--outtype", "f32", "--no-tokenizer-check")
     command("convert", adapter, "--base", base, *options)

@@ -145,10 +145,23 @@ def test_metadata_keys_and_types_are_the_declared_ones() -> None:
     assert all(encode_value(entry.type, entry.value) for entry in entries)
 
 
+def test_experts_are_counted_where_there_are_any() -> None:
+    dense = insertion()
+    sparse = replace(dense, base=replace(dense.base, n_expert=4))
+    written = [{entry.key for entry in sidecar_metadata(config, "f" * 64)} for config in (dense, sparse)]
+    assert written[1] - written[0] == {keys.BASE_EXPERT_COUNT.name}
+    name = keys.FFN_DOWN.format(layer=0)
+    assert expected_tensors(dense)[name] == (96 + 32, 32)
+    assert expected_tensors(sparse)[name] == (32, 32)
+    assert "n_expert" not in dense.to_dict()["base"]
+    assert InsertionConfig.from_dict(sparse.to_dict()) == sparse
+
+
 def test_the_documentation_lists_every_key_and_tensor() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text("utf-8")
     rows = {line for line in text.splitlines() if line.startswith("| `")}
-    declared = [*keys.SIDECAR_KEYS, *keys.CHECKSUM_KEYS, *keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
+    declared = [*keys.SIDECAR_KEYS, *keys.OPTIONAL_SIDECAR_KEYS, *keys.CHECKSUM_KEYS]
+    declared += [*keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
     key_rows = {f"| `{key.name}` | `{key.type}` | {key.doc} |" for key in declared}
     endings = (".otter.weight", ".otter.bias")
     tensor_names = {value for value in vars(keys).values() if isinstance(value, str) and value.endswith(endings)}

@@ -19,7 +19,18 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.loading import check_files
 from otter_gguf.training import OtterModel, geometry
-from tests.architecture_toys import HEADS, LONG_TEXT, long_rope, toy, widen, write_sentencepiece, write_toy, write_widened
+from tests.architecture_toys import (
+    BYTE_LEVEL,
+    HEADS,
+    LONG_TEXT,
+    convert_with_any_tokenizer,
+    long_rope,
+    toy,
+    widen,
+    write_tokenizer,
+    write_toy,
+    write_widened,
+)
 from tests.gguf.toy_files import rewrite
 from tests.native.helpers import Float32, base_logits, feed, feed_chunks, open_base, open_otter, random_tokens
 
@@ -212,11 +223,15 @@ def test_a_context_shift_rotates_the_inserted_keys_too(model_type: str, tmp_path
 
 @pytest.mark.slow
 @every_architecture
-def test_the_toys_are_what_llama_cpps_converter_makes(model_type: str, tmp_path: Path) -> None:
+def test_the_toys_are_what_llama_cpps_converter_makes(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The toys are written by the tests; this is the proof that their names, order of rows and keys are right."""
     model = toy(model_type)
     model.save_pretrained(tmp_path / "hf")
-    write_sentencepiece(tmp_path / "hf" / "tokenizer.model")
+    write_tokenizer(tmp_path / "hf", model_type)
+    if model_type in BYTE_LEVEL:
+        convert_with_any_tokenizer(tmp_path, monkeypatch)
     convert_base(tmp_path / "hf", tmp_path / "converted.gguf", outtype="f32")
     tokens = random_tokens(40)
     found = base_logits(open_base(tmp_path / "converted.gguf"), tokens, 40)
@@ -292,7 +307,7 @@ def test_the_special_part_matters(model_type: str, tmp_path: Path) -> None:
 @every_architecture
 def test_copy_initialisation_keeps_the_copied_channels(model_type: str, tmp_path: Path) -> None:
     """Where there are experts the first is copied, so this holds if it is the only one and copied whole."""
-    model, sizes = toy(model_type), {}
+    model, sizes = toy(model_type), dict[str, Any]()
     if geometry(model).n_expert:
         model = toy(model_type, num_experts=1, num_experts_per_tok=1)
         sizes["n_ff"] = geometry(model).n_ff

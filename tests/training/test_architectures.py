@@ -193,7 +193,7 @@ def test_a_base_from_gguf_is_the_same_or_refused(model_type: str, tmp_path: Path
     """transformers reads some architectures from GGUF; for the others the Hugging Face folder is needed."""
     model = toy(model_type)
     base = write_toy(tmp_path / "base.gguf", model)
-    if model_type in ("gemma", "granite", "mixtral", "phi3", "smollm3"):
+    if model_type in ("ernie4_5", "gemma", "granite", "mixtral", "phi3", "smollm3"):
         with pytest.raises(UnsupportedError, match="transformers cannot load it"):
             load_gguf_base(base)
         return
@@ -218,6 +218,7 @@ def test_another_base_is_refused(model_type: str, tmp_path: Path) -> None:
         ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "a sliding window"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "a sliding window"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "a sliding window"),
+        ("ernie4_5", {"use_bias": True}, "its maps have biases"),
         ("gemma", {"tie_word_embeddings": False}, "its output projection is not its embedding"),
         ("gemma", {"use_bidirectional_attention": True}, "it attends in both directions"),
         ("gemma", {"hidden_act": "silu"}, "hidden_act is silu, expected gelu_pytorch_tanh"),
@@ -236,6 +237,36 @@ def test_what_llama_cpp_computes_otherwise_is_refused(model_type: str, changes: 
         geometry(toy(model_type, **changes))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_fused_maps_keep_the_bits_at_odd_sizes(attention: str) -> None:
+    """No length is a multiple of what vectorised code takes at a time; without a cache values are slices."""
+    base = toy(
+        "phi3", hidden_size=60, intermediate_size=91, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    )
+    base.set_attn_implementation(attention)
+    with torch.no_grad():
+        plain = [base(TOKENS[:, :size], use_cache=False).logits for size in (1, 7, 23)]
+        otter = widen(base)
+        found = [otter(TOKENS[:, :size], use_cache=False).logits for size in (1, 7, 23)]
+        with otter.disable_insertion():
+            found += [otter(TOKENS[:, :size], use_cache=False).logits for size in (1, 7, 23)]
+    assert all(torch.equal(a, b) for a, b in zip(plain * 2, found, strict=True))
+
+
+def test_copy_initialisation_beside_experts_takes_the_first() -> None:
+    """The inserted FFN adds what expert 0 would add to the copied channels, and nothing of another expert."""
+    base = toy("mixtral")
+    experts = copy.deepcopy(base.model.layers[0].mlp.experts)
+    inner = experts.intermediate_dim
+    widened = widen(base, "copy", n_ff=(inner, 0)).base_model.get_submodule("model.layers.0.mlp")
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        added = widened(torch.cat([x, torch.zeros(5, 32)], dim=-1)[None])[0, :, 64:]
+        first, second = (experts(x, torch.full((5, 1), expert), torch.ones(5, 1))[:, 3 : 3 + 32] for expert in (0, 1))
+    assert (added - first).abs().max() < 1e-5
+    assert (added - second).abs().max() > 1e-2
+
+
 def test_biases_of_maps_back_to_the_residual_are_refused() -> None:
     for model_type, module in (("granite", "o_proj"), ("smollm3", "o_proj"), ("qwen3", "o_proj")):
         with pytest.raises(UnsupportedError, match=f"{module} has a bias"):
@@ -243,9 +274,13 @@ def test_biases_of_maps_back_to_the_residual_are_refused() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"model type 'gpt2' is not supported; supported: gemma, granite, llama"):
+    with pytest.raises(
+        UnsupportedError, match=r"model type 'gpt2' is not supported; supported: ernie4_5, gemma, granite"
+    ):
         find("gpt2")
-    with pytest.raises(UnsupportedError, match=r"architecture 'gpt2' cannot be converted, only: gemma, granite, llama"):
+    with pytest.raises(
+        UnsupportedError, match=r"architecture 'gpt2' cannot be converted, only: ernie4_5, gemma, granite"
+    ):
         of_gguf("gpt2")
     names = [architecture.model_class for architecture in of_gguf("llama")]
     assert names == ["LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"]

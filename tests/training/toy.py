@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def toy_otter(init: Any = "copy", base: Any = None, **changes: Any) -> OtterMode
     return insert(model, InsertionConfig.uniform(geometry(model), **sizes), init, init_std=0.3)
 
 
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte; begin-of-text before every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet + _SPECIAL)}, merges=[]))
+def toy_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """One token a byte, and one a merge; begin-of-text before every text."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *_SPECIAL, *map("".join, merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")

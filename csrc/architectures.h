@@ -1,0 +1,41 @@
+// What can be widened: the one list of this side. The other is otter_gguf/architectures, one file a model type.
+
+#pragma once
+
+#include <cstdint>
+
+namespace otter {
+
+// What llama.cpp's class of an architecture (src/models/) does otherwise than its Llama.
+enum feature : uint32_t {
+    // in the file, for the validator
+    head_norms   = 1u << 0, // norms of queries and keys, a weight for each channel of a head
+    map_biases   = 1u << 1, // attention output and FFN may have biases
+    output_bias  = 1u << 2, // the output projection may have one
+    rope_factors = 1u << 3, // rotary factors may stand in the file
+    long_factors = 1u << 4, // long and short ones may, whatever the scaling is called
+    partial_rope = 1u << 5, // the rotary embedding may leave out the last channels of a head
+    experts      = 1u << 6, // the FFN may be a mixture of experts
+    only_experts = 1u << 7, // it always is one, whose inner size is a key of its own
+    fused_gate   = 1u << 8, // gate and up are one matrix, ffn_up
+    scaled       = 1u << 9, // logits are divided by a number that the file must hold
+    tied         = 1u << 10, // the output projection is the embedding, and has no tensor
+
+    // in the graph alone, for the inserted blocks
+    gelu_gate          = 1u << 24, // the FFN's activation is GELU in its tanh form instead of SiLU
+    steps_without_rope = 1u << 25, // each n_no_rope_layer_step-th layer attends without rotary embedding
+};
+
+// row(name in a GGUF, llama_model_<class>, features)
+#define OTTER_ARCHITECTURES(row)                                        \
+    row("ernie4_5", ernie4_5, 0)                                        \
+    row("gemma",    gemma,    tied | gelu_gate)                         \
+    row("granite",  granite,  map_biases | rope_factors | scaled)       \
+    row("llama",    llama,    map_biases | rope_factors | experts)      \
+    row("phi3",     phi3,     long_factors | partial_rope | fused_gate) \
+    row("qwen2",    qwen2,    output_bias)                              \
+    row("qwen3",    qwen3,    head_norms)                               \
+    row("qwen3moe", qwen3moe, head_norms | experts | only_experts)      \
+    row("smollm3",  smollm3,  steps_without_rope)
+
+} // namespace otter
