@@ -31,8 +31,8 @@ class Widening:
     """What replaces one module.
 
     ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own
-    embedding; ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone, ``pad``
-    leaves h' as it was: both stand where nothing is inserted. ``experts`` is the module of a mixture of experts, and
+    embedding; ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone and
+    ``pad`` leaves h' as it was where nothing is inserted. ``experts`` is the module of a mixture of experts, and
     ``beside`` an inserted map in it.
     """
 

@@ -223,7 +223,8 @@ def test_an_unknown_architecture_is_unsupported(tmp_path: Path) -> None:
     geometry = replace(GEOMETRY, architecture="mamba")
     base = write_base(tmp_path / "mamba.gguf", geometry=geometry)
     message = refusal(write_adapter(tmp_path / "a", insertion(base=geometry)), base, UnsupportedError)
-    assert "'mamba' cannot be converted, only: gemma, granite, llama" in message
+    assert "'mamba' cannot be converted, only: " in message
+    assert "llama" in message
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,20 @@ def test_geometry_is_read_from_keys_and_embedding(tmp_path: Path) -> None:
         assert len(base.files) == 2
 
 
+def test_experts_are_counted_and_have_their_own_inner_size(tmp_path: Path) -> None:
+    sizes = {"expert_count": 4, "expert_feed_forward_length": 48}
+    metadata = tuple(KeyValue(f"llama.{name}", "u32", size) for name, size in sizes.items())
+    with BaseFiles.open(write_base(tmp_path / "base.gguf", metadata=metadata)) as base:
+        assert base_geometry(base) == replace(GEOMETRY, n_expert=4, n_ff=48)
+    with BaseFiles.open(write_base(tmp_path / "dense.gguf", metadata=metadata[1:])) as base:
+        assert base_geometry(base) == GEOMETRY
+
+
 @pytest.mark.parametrize(
     ("key", "type", "value", "reason"),
     [
         ("llama.attention.head_count_kv", "arr[u32]", [2, 1], "differs from layer to layer"),
         ("llama.attention.value_length", "u32", 8, "keys and values of attention differ"),
-        ("llama.expert_count", "u32", 4, "mixture of experts"),
     ],
 )
 def test_what_cannot_be_widened_is_unsupported(tmp_path: Path, key: str, type: str, value: object, reason: str) -> None:
