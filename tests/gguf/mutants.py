@@ -19,7 +19,8 @@ TOKENS = [b"", b"\0", b"a", b"\xff\xfe", b"<0x4", b"<0x41>", b"a b", b"[EMPTY_3]
 KEYS = """
 general.type general.name general.file_type general.alignment general.tensor_extra.name split.count split.no
 {a}.vocab_size {a}.context_length {a}.embedding_length {a}.embedding_length_out {a}.block_count
-{a}.feed_forward_length {a}.expert_count {a}.expert_used_count {a}.expert_group_count {a}.nextn_predict_layers
+{a}.feed_forward_length {a}.expert_feed_forward_length {a}.expert_count {a}.expert_used_count {a}.expert_group_count
+{a}.nextn_predict_layers
 {a}.pooling_type {a}.logit_scale {a}.attention.head_count {a}.attention.head_count_kv {a}.attention.causal
 {a}.attention.key_length {a}.attention.value_length {a}.attention.key_length_swa {a}.attention.max_alibi_bias
 {a}.attention.layer_norm_rms_epsilon {a}.attention.sliding_window {a}.attention.scale {a}.rope.dimension_count

@@ -241,7 +241,7 @@ def test_what_llama_cpp_computes_otherwise_is_refused(model_type: str, changes: 
 def test_fused_maps_keep_the_bits_at_odd_sizes(attention: str) -> None:
     """No length is a multiple of what vectorised code takes at a time; without a cache values are slices."""
     base = toy(
-        "phi3", hidden_size=60, intermediate_size=91, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+        "phi3", hidden_size=72, intermediate_size=91, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
     )
     base.set_attn_implementation(attention)
     with torch.no_grad():
