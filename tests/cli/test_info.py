@@ -85,10 +85,10 @@ def test_text_of_a_file_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_base_that_cannot_be_widened_is_still_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = write_base(tmp_path / "moe.gguf", metadata=(KeyValue("llama.expert_count", "u32", 8),))
+    base = write_base(tmp_path / "base.gguf", metadata=(KeyValue("llama.attention.value_length", "u32", 8),))
     found = as_json(capsys, base)
     assert found["geometry"] is None
-    assert "expert" in found["problem"]
+    assert "16 for keys and 8 for values" in found["problem"]
     assert "cannot be widened" in info(capsys, str(base))
 
 

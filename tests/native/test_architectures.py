@@ -359,6 +359,25 @@ def test_a_base_without_one_of_its_tensors_is_refused(model_type: str, missing: 
         _native.check_base(file)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key", "value", "reason"),
+    [
+        ("qwen3_moe", "qwen3moe.expert_feed_forward_length", None, "is missing"),
+        ("phi3", "phi3.rope.dimension_count", 7, "is 7, expected the head size 16 or a smaller even number"),
+        ("qwen3", "qwen3.rope.dimension_count", 16, "is 16, expected the head size 32"),
+    ],
+)
+def test_a_size_that_the_graph_does_not_take_is_refused(
+    model_type: str, key: str, value: int | None, reason: str, tmp_path: Path
+) -> None:
+    entry = None if value is None else KeyValue(key, "u32", value)
+    damaged = rewrite(
+        write_toy(tmp_path / "whole.gguf", toy(model_type)), tmp_path / "damaged.gguf", metadata={key: entry}
+    )
+    with _native.GgufFile(str(damaged)) as file, pytest.raises(FileError, match=f"{key}.* {reason}"):
+        _native.check_base(file)
+
+
 def test_granite_needs_its_logit_scale(tmp_path: Path) -> None:
     whole = write_toy(tmp_path / "whole.gguf", toy("granite"))
     key = KeyValue("granite.logit_scale", "f32", 0.0)

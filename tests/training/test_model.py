@@ -260,5 +260,5 @@ def test_refuses_models_without_language_head_and_unknown_architectures() -> Non
     with pytest.raises(UnsupportedError, match="LlamaModel cannot be widened; load it as LlamaForCausalLM"):
         geometry(base.model)
     base.config.model_type = "../llama"
-    with pytest.raises(UnsupportedError, match="not supported; supported: .*llama, mistral"):
+    with pytest.raises(UnsupportedError, match=r"not supported; supported: .*llama, mistral"):
         geometry(base)
