@@ -66,16 +66,16 @@ def atomic_path(target: str | Path, *, inputs: Sequence[str | Path] = (), force:
     try:
         check_target(target, inputs=inputs, force=force)
         temporary = temporary_name(target)
-        with _locked(temporary, target) as lock:
+        with _locked(temporary, target):
             try:
                 os.truncate(temporary, 0)  # what a killed writer left
                 yield temporary
                 _sync(temporary)
-                _replace(temporary, target)
+                os.replace(temporary, target)
             except BaseException:
-                if _is_ours(lock, temporary):
-                    temporary.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
+            _sync_folder(target.parent)
     except OSError as error:
         raise _file_error(error, target) from None
 
@@ -105,15 +105,15 @@ def atomic_folder(target: str | Path, *, names: Collection[str], last: str) -> I
         temporary = temporary_name(target)
         if not _is_whole(target, names):
             temporary = target / temporary.name
-        with _locked(temporary, target, folder=True) as lock, _held(target):
+        with _locked(temporary, target, folder=True), _held(target):
             try:
                 _empty(temporary)
                 yield temporary
                 sync_tree(temporary)
                 _place_folder(temporary, target, names, last)
-            finally:
-                if _is_ours(lock, temporary):
-                    shutil.rmtree(temporary, ignore_errors=True)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
     except OSError as error:
         raise _file_error(error, target) from None
 
@@ -150,11 +150,11 @@ def _file_error(error: OSError, target: Path) -> FileError:
 
 
 @contextmanager
-def _locked(temporary: Path, target: Path, *, folder: bool = False) -> Iterator[int | None]:
-    """The file or folder of a temporary name, made if missing, locked while the block runs; gives its descriptor."""
+def _locked(temporary: Path, target: Path, *, folder: bool = False) -> Iterator[None]:
+    """The file or folder of a temporary name, made if missing, locked while the block runs."""
     descriptor = _open_locked(temporary, target, folder)
     try:
-        yield descriptor
+        yield
     finally:
         if descriptor is not None:
             with suppress(OSError):  # nothing was written through it
@@ -220,11 +220,6 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _is_ours(descriptor: int | None, temporary: Path) -> bool:
-    """Whether the temporary name is still that of what was locked; once renamed, it may be the next writer's."""
-    return descriptor is None or _is_at(descriptor, temporary)
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
@@ -257,11 +252,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _replace(temporary: Path, target: Path) -> None:
-    os.replace(temporary, target)
-    _sync_folder(target.parent)
-
-
 def _is_whole(target: Path, names: Collection[str]) -> bool:
     """Whether ``target`` can be replaced as a whole: nobody else's entries, and its place can be written to."""
     if not target.exists():
@@ -278,7 +268,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _place_folder(temporary: Path, target: Path, names: Collection[str], last: str) -> None:
-    """``target`` gets the entries of ``temporary``, of which only entries of the old target may be left."""
+    """``target`` gets the entries of ``temporary``, a name that is free afterwards: for the next writer, too."""
     if not target.exists():
         os.rename(temporary, target)
         _sync_folder(target.parent)
@@ -290,6 +280,7 @@ def _place_folder(temporary: Path, target: Path, names: Collection[str], last: s
     else:
         _place_entries(temporary, target, names, last)
         _sync_folder(target)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -14,7 +14,7 @@ from .writers import WRITERS
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"watching system calls: {unavailable()}")
 
-# Those whose every operation fails once in the fast tests: Python, C++, and a folder; of the others every sixth does.
+# Those whose every operation fails once in the fast tests: Python, C++, and a folder; of the others every fourth does.
 EVERY_OPERATION = ("merge", "quantize base", "save adapter")
 SLOW = [name for name, writer in WRITERS.items() if writer.slow]
 
@@ -27,7 +27,7 @@ def examine() -> Iterator[Callable[..., Examination]]:
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name not in SLOW])
 def test_a_writer_leaves_the_old_or_the_new(name: str, examine: Callable[..., Examination]) -> None:
-    found = examine(name, 5, 2, 1 if name in EVERY_OPERATION else 6, len(name))
+    found = examine(name, 5, 2, 1 if name in EVERY_OPERATION else 4, len(name))
     assert found.failures() == []
     # The trials took place: nearly all operations come before the writer is done.
     assert found.kills.hits >= 4

@@ -155,11 +155,12 @@ def _child(action: Callable[[], int], channel: socket.socket, output: int) -> No
         sys.stdout, sys.stderr = (
             io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w", closefd=False))) for fd in (1, 2)
         )
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         listener = _install_filter()
         socket.send_fds(channel, [b"."], [listener])
         os.close(listener)
         channel.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = action()
     except BaseException:
         traceback.print_exc()
