@@ -8,7 +8,6 @@ import pytest
 
 from .apart import Examination, clean_process
 from .careless import CARELESS
-from .trials import MAX_SECONDS_AFTER_CTRL_C
 from .watch import unavailable
 from .writers import WRITERS
 
@@ -33,7 +32,6 @@ def test_a_writer_leaves_the_old_or_the_new(name: str, examine: Callable[..., Ex
     assert found.kills.hits >= 4
     assert found.interrupts.hits >= 1
     assert found.faults.hits == found.faults.trials >= 3
-    assert found.interrupts.slowest <= MAX_SECONDS_AFTER_CTRL_C
 
 
 @pytest.mark.slow
@@ -42,7 +40,6 @@ def test_a_writer_leaves_the_old_or_the_new_each_time(name: str, examine: Callab
     few = name in SLOW
     found = examine(name, 6 if few else 20, 4 if few else 20, 20 if few else 1, 1)
     assert found.failures() == []
-    assert found.interrupts.slowest <= MAX_SECONDS_AFTER_CTRL_C
 
 
 @pytest.mark.parametrize("name", CARELESS)

@@ -154,8 +154,10 @@ def interrupts(stage: Stage, moments: int, *, timed: bool = False, seed: int = 0
 
 
 def _after_ctrl_c(stage: Stage, outcome: Outcome, report: Report) -> str | None:
-    if outcome.signalled is not None:
-        report.slowest = max(report.slowest, outcome.seconds - outcome.signalled)
+    seconds = outcome.seconds - outcome.signalled if outcome.signalled is not None else 0.0
+    report.slowest = max(report.slowest, seconds)
+    if seconds > MAX_SECONDS_AFTER_CTRL_C:
+        return f"ends {seconds:.2f} s later"
     if outcome.code == 0:  # too late
         return stage.problem(complete=True)
     return None if outcome.code == 130 else f"ends with {outcome.code}: {outcome.output[-500:]}"
