@@ -11,7 +11,8 @@ find_package(pybind11 2.12 CONFIG REQUIRED HINTS "${otter_pybind11_dir}")
 file(GLOB_RECURSE otter_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/*.cpp")
 file(GLOB_RECURSE otter_bridge_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/bridge/*.cpp")
 file(GLOB_RECURSE otter_json_schema_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/json_schema/*.cpp")
-list(REMOVE_ITEM otter_sources ${otter_bridge_sources} ${otter_json_schema_sources})
+file(GLOB_RECURSE otter_fuzz_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/fuzz/*.cpp")
+list(REMOVE_ITEM otter_sources ${otter_bridge_sources} ${otter_json_schema_sources} ${otter_fuzz_sources})
 
 # What every source of ours is compiled with. llama.cpp's headers are system headers: their warnings are not ours.
 add_library(otter_options INTERFACE)

@@ -1,24 +1,38 @@
 """Chat templates of GGUF files, rendered in a sandbox: a template is text from a stranger.
 
-The template sees immutable values only, and its size, its output and its time are limited.
+The sandbox stands in a process of its own, without which neither time nor memory of a template could be limited: one
+operation on long enough strings takes as much as one likes of both, and nothing ends it from within.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from .errors import ConfigError, FileError
+from .errors import ConfigError, EngineError, FileError
 
 MAX_TEMPLATE = 1 << 18
 MAX_OUTPUT = 1 << 20
 MAX_SECONDS = 1.0
+"""Of processor time, for one prompt."""
+MAX_MEMORY = 1 << 29
+"""Of the process that renders."""
+
+_PATIENCE = 10.0
+"""Seconds by the clock that an answer may take, for a process that gets no processor."""
+_BEGIN_PATIENCE = 60.0
+_MAX_ANSWER = 12 * MAX_OUTPUT + 8192  # bytes: a character takes up to 12 in JSON
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -49,22 +63,16 @@ def json_schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any] | st
 
 
 class ChatTemplate:
-    """A compiled template of a model file."""
+    """A template of a model file; the process that renders it ends with this object."""
 
     def __init__(self, source: str, *, path: str, bos_token: str, eos_token: str) -> None:
         if len(source) > MAX_TEMPLATE:
             raise FileError(f"{path}: the chat template has {len(source)} characters, expected at most {MAX_TEMPLATE}")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
         self.path = path
+        self.source = source
         self.tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        try:
-            self.template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise FileError(f"{path}: the chat template is wrong: {_one_line(error)}") from None
+        self._renderer = _Renderer()
+        self._ask(None)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation.
@@ -74,34 +82,131 @@ class ChatTemplate:
             FileError: The template fails, or exceeds its limits.
         """
         check_messages(messages)
-        parts = []
-        size = 0
-        begin = time.monotonic()
-        variables = {**self.tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        given = [dict(message) for message in messages]
+        return self._ask({**self.tokens, "messages": given, "add_generation_prompt": add_generation_prompt})
+
+    def close(self) -> None:
+        """End the process that renders; another one is started if it is needed again."""
+        self._renderer.close()
+
+    def _ask(self, variables: Mapping[str, Any] | None) -> str:
         try:
-            for part in self.template.generate(variables):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_OUTPUT or time.monotonic() - begin > MAX_SECONDS:
-                    raise FileError(f"{self.path}: the chat template gives more than {MAX_OUTPUT} characters or hangs")
-        except (ConfigError, FileError):
-            raise
-        except Exception as error:
-            raise FileError(f"{self.path}: the chat template fails: {_one_line(error)}") from None
-        return "".join(parts)
+            question = json.dumps({"source": self.source, "variables": variables})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"messages: expected what JSON can hold: {error}") from None
+        try:
+            answer = self._renderer.ask(question.encode())
+        except _OverTimeError:
+            raise FileError(f"{self.path}: the chat template takes more than {MAX_SECONDS:g} seconds") from None
+        return self._text(answer)
+
+    def _text(self, answer: Mapping[str, Any]) -> str:
+        """The text of an answer that may be a lie."""
+        if "refused" in answer:
+            raise ConfigError(f"the chat template refuses the messages: {answer['refused']}")
+        if "long" in answer:
+            raise FileError(f"{self.path}: the chat template gives more than {MAX_OUTPUT} characters")
+        if "wrong" in answer:
+            raise FileError(f"{self.path}: the chat template is wrong: {answer['wrong']}")
+        text = answer.get("text")
+        if not isinstance(text, str):
+            raise FileError(f"{self.path}: the chat template fails: {answer.get('failed', 'no answer')}")
+        return text
 
 
-def _refuse(message: object) -> NoReturn:
-    raise ConfigError(f"the chat template refuses the messages: {message}")
+class _OverTimeError(Exception):
+    """The process had to be ended."""
 
 
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
+class _Renderer:
+    """The process of one template, started where it is needed."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._end: weakref.finalize[Any, _Renderer] | None = None
+
+    def ask(self, question: bytes) -> Mapping[str, Any]:
+        """The answer; an empty one of a process that ended otherwise than by its limits."""
+        with self._turn:
+            if self._process is None or self._owner != os.getpid():  # in a copy of this process too
+                self._start()
+            process = self._process
+            assert process is not None
+            try:
+                line = _exchange(process, question + b"\n", _PATIENCE)
+                answer = json.loads(line) if line else {}
+            except ValueError:
+                answer = {}
+            except BaseException:  # Ctrl-C among them: the answer that is to come belongs to nobody
+                self._stop()
+                raise
+            if not answer:
+                self._stop()
+                if process.returncode == -signal.SIGPROF:
+                    raise _OverTimeError
+            return answer if isinstance(answer, dict) else {}
+
+    def close(self) -> None:
+        """End the process."""
+        with self._turn:
+            self._stop()
+
+    def _start(self) -> None:
+        script = Path(__file__).with_name("_template.py")
+        limits = json.dumps({"seconds": MAX_SECONDS, "memory": MAX_MEMORY, "output": MAX_OUTPUT})
+        command = [sys.executable, "-I", str(script), json.dumps(list(map(str, sys.path))), limits]
+        # What is preloaded, as a sanitizer is, may need more memory than there is for a template.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end, self._process, self._owner)
+        try:
+            ready = _exchange(self._process, b"", _BEGIN_PATIENCE)
+        except _OverTimeError:
+            ready = b""
+        if not ready:
+            self._stop()
+            raise EngineError(f"the process that renders chat templates does not start: {sys.executable} {script}")
+
+    def _stop(self) -> None:
+        if self._end is not None:
+            self._end()
+        self._process = self._end = None
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _exchange(process: subprocess.Popen[bytes], question: bytes, patience: float) -> bytes:
+    """Ask and wait for a line; an empty one if the process is gone, ``_OverTimeError`` if it takes too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(question)
+        process.stdin.flush()
+    line = b""
+    end = time.monotonic() + patience
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
+        if not ready:
+            raise _OverTimeError
+        part = os.read(process.stdout.fileno(), 1 << 16)
+        if not part or len(line) > _MAX_ANSWER:
+            return b""
+        line += part
+    return line
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """End the process and bury it; called when nobody needs it any more, at the latest when Python ends."""
+    if os.getpid() != owner:  # it belongs to the process of which this one is a copy
+        return
+    process.kill()
+    with contextlib.suppress(OSError):  # what was not written yet
+        process.communicate()

@@ -362,6 +362,8 @@ class Otter:
         """Free context and weights. Idempotent; using the object afterwards is an error."""
         self.context.close()
         self.model.close()
+        if template := vars(self).get("_chat_template"):
+            template.close()
 
     def __enter__(self) -> Otter:
         return self

@@ -24,7 +24,10 @@ std::string kv_entry::type_name() const {
     return is_array ? cat("arr[", name, "]") : name;
 }
 
-gguf_file::gguf_file(const std::string & path) : file_path(path), mapping(mapped_file::open(path)) {
+gguf_file::gguf_file(const std::string & path) : gguf_file(path, mapped_file::open(path)) {}
+
+gguf_file::gguf_file(const std::string & path, std::shared_ptr<const mapped_file> content) :
+    file_path(path), mapping(std::move(content)) {
     gguf_parser(*this).parse();
 }
 

@@ -47,6 +47,7 @@ struct tensor_entry {
 class gguf_file {
 public:
     explicit gguf_file(const std::string & path);
+    gguf_file(const std::string & path, std::shared_ptr<const mapped_file> content); // `path`: its name in errors
 
     const std::string & path() const { return file_path; }
     uint32_t            version() const { return header_version; }

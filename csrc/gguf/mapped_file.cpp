@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #    define OTTER_HAVE_MMAP
@@ -23,6 +24,17 @@ namespace {
 }
 
 } // namespace
+
+std::shared_ptr<const mapped_file> mapped_file::of(const std::string & path, std::vector<uint8_t> content) {
+    if (content.empty()) {
+        fail(path, "is empty, expected a GGUF file");
+    }
+    std::shared_ptr<mapped_file> held(new mapped_file());
+    held->buffer  = std::move(content);
+    held->bytes   = held->buffer.data();
+    held->n_bytes = held->buffer.size();
+    return held;
+}
 
 #ifdef OTTER_HAVE_MMAP
 
@@ -77,7 +89,7 @@ std::shared_ptr<const mapped_file> mapped_file::open(const std::string & path) {
 }
 
 mapped_file::~mapped_file() {
-    if (bytes != nullptr) {
+    if (bytes != nullptr && buffer.empty()) {
         munmap(const_cast<uint8_t *>(bytes), static_cast<size_t>(n_bytes));
     }
 }
@@ -93,15 +105,12 @@ std::shared_ptr<const mapped_file> mapped_file::open(const std::string & path) {
     if (size <= 0) {
         fail(path, "is empty or not a regular file, expected a GGUF file");
     }
-    std::shared_ptr<mapped_file> mapped(new mapped_file());
-    mapped->buffer.resize(static_cast<size_t>(size));
+    std::vector<uint8_t> content(static_cast<size_t>(size));
     file.seekg(0);
-    if (!file.read(reinterpret_cast<char *>(mapped->buffer.data()), size)) {
+    if (!file.read(reinterpret_cast<char *>(content.data()), size)) {
         fail(path, "cannot read");
     }
-    mapped->bytes   = mapped->buffer.data();
-    mapped->n_bytes = static_cast<uint64_t>(size);
-    return mapped;
+    return of(path, std::move(content));
 }
 
 mapped_file::~mapped_file() = default;

@@ -16,6 +16,9 @@ public:
     // Throws otter_error(file) on anything but a regular file with at least one byte.
     static std::shared_ptr<const mapped_file> open(const std::string & path);
 
+    // Bytes in memory as if they were a file's; `path` is their name in errors. Throws otter_error(file) if there are none.
+    static std::shared_ptr<const mapped_file> of(const std::string & path, std::vector<uint8_t> content);
+
     mapped_file(const mapped_file &)             = delete;
     mapped_file & operator=(const mapped_file &) = delete;
     ~mapped_file();
@@ -28,7 +31,7 @@ private:
 
     const uint8_t *      bytes   = nullptr;
     uint64_t             n_bytes = 0;
-    std::vector<uint8_t> buffer; // owns the bytes where there is no mmap
+    std::vector<uint8_t> buffer; // owns the bytes that are not mapped
 };
 
 } // namespace otter
