@@ -37,7 +37,9 @@ def main() -> None:
     compiled = functools.lru_cache(maxsize=1)(_environment().from_string)
     say({"ready": True})
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, limits["seconds"])  # processor time, behind which SIGPROF ends this process
+        signal.setitimer(
+            signal.ITIMER_PROF, limits["seconds"]
+        )  # processor time, behind which SIGPROF ends this process
         answer = answer_to(json.loads(line), compiled, limits["output"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         say(answer)

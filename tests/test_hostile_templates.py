@@ -119,9 +119,10 @@ def outcome(template: ChatTemplate, source: str) -> str:
     try:
         return template.render(MESSAGES)
     except FileError as error:
-        assert str(error).startswith("model.gguf: the chat template ")
-        assert "\n" not in str(error)
-        return str(error)
+        text = str(error)
+    assert text.startswith("model.gguf: the chat template ")
+    assert "\n" not in text
+    return text
 
 
 # ---- code ------------------------------------------------------------------------------------------------------
