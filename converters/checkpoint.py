@@ -157,7 +157,7 @@ def _weight_map(folder: Path, stem: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: weight_map is missing or empty")
     for file_name in weight_map.values():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if not isinstance(file_name, str) or Path(file_name).name != file_name or "\0" in file_name:
             raise FileError(f"{index}: weight_map names {file_name!r}, expected a file of the same folder")
     return weight_map
 

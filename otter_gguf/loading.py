@@ -55,6 +55,8 @@ def _check_insertion(base: BaseFiles, otter: str | Path | None) -> InsertionConf
     if otter is None:
         return None
     with _native.GgufFile(str(otter)) as sidecar:
+        if is_merged(sidecar):
+            raise FileError(f"{otter}: a merged file, no sidecar: it holds its base, so give it alone as the model")
         return validate_for(base, sidecar)
 
 

@@ -77,3 +77,14 @@ def longest_beginning(text: str, strings: Sequence[str]) -> int:
 def terminal_safe(text: str) -> str:
     """The text with control and reordering characters made visible, as in ``\\x1b``; newline and tab stay."""
     return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """The text, or its beginning and how long it is: a name in a file may have megabytes."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def listed(items: Sequence[str], separator: str = "; ", limit: int = 40) -> str:
+    """The items in one line, as many as anybody reads."""
+    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return separator.join([*map(shortened, items[:limit]), *more])

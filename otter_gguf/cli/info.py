@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, FileError
 from ..gguf.atomic import atomic_path
-from ..text import terminal_safe
+from ..text import shortened, terminal_safe
 from ._common import print_json, read_text
 
 HELP = "show what a GGUF file holds, or this build and its devices"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(info)
     else:
         for title, text in file_rows(info) if args.file else environment_rows(info):
-            print(f"{title:<16} {terminal_safe(' '.join(text.split()))}")
+            print(f"{title:<16} {shortened(terminal_safe(' '.join(text.split())), 2000)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from .. import _native
 from ..errors import FileError, OtterError
+from ..text import listed
 from .base import BaseFiles
 from .checksums import check_checksums, has_checksums
 from .merge import check_parts
@@ -124,7 +125,7 @@ def _check_values(files: BaseFiles | _native.GgufFile) -> None:
     places = {tensor.name: part.non_finite(tensor.name) for part in parts for tensor in part.tensors}
     wrong = [f"{name} (first in value or block {place})" for name, place in places.items() if place >= 0]
     if wrong:
-        raise FileError(f"{files.path}: values: NaN or infinity in {', '.join(wrong)}")
+        raise FileError(f"{files.path}: values: NaN or infinity in {listed(wrong, ', ')}")
 
 
 def _check_binding(sidecar: _native.GgufFile, base: str | Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 from .. import _native
 from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..text import listed
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
 from .encoding import ALIGNMENT, TENSOR_TYPES, shape_without_ones
@@ -17,6 +18,11 @@ from .fingerprint import fingerprint
 from .keys import Key
 
 Shape = tuple[int, ...]
+
+_MAX_TEXT = 1000
+"""Characters of a text in a key; the longest one that belongs there is a sha256."""
+_MAX_HEADS = 1000
+"""Each is looked for key by key."""
 
 # Sizes of the base: the key in the sidecar and the field of BaseGeometry.
 BASE_SIZE_KEYS: tuple[tuple[Key, str], ...] = (
@@ -90,6 +96,10 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
         raise FileError(f"{file.path}: no Otter sidecar and no merged file (key {keys.ADAPTER_TYPE} is not 'otter')")
     _check_version(file)
     head_names = _read(file, (keys.HEADS,))[keys.HEADS]
+    if len(head_names) > _MAX_HEADS:
+        raise FileError(
+            f"{file.path}: key {keys.HEADS.name} has {len(head_names)} names, expected at most {_MAX_HEADS}"
+        )
     if not all(map(is_head_name, head_names)):  # they become part of keys, and of messages on a terminal
         raise FileError(f"{file.path}: key {keys.HEADS.name} holds a name other than 1 to 16 of a-z, 0-9, _")
     wanted = [*keys.SIDECAR_KEYS, *(keys.MERGED_KEYS if is_merged(file) else ())]
@@ -147,22 +157,31 @@ def _read(file: _native.GgufFile, wanted: list[Key] | tuple[Key, ...]) -> dict[K
         for key in wanted
         if key.name in known and file.key_type(key.name) != key.type
     ]
+    values = {} if problems else {key: file.value(key.name) for key in wanted}
+    problems += [
+        f"{key.name} holds a text of {len(text)} characters, expected at most {_MAX_TEXT}"
+        for key, value in values.items()
+        for text in ([value] if key.type == "str" else value if key.type == "arr[str]" else ())
+        if len(text) > _MAX_TEXT
+    ]
     if problems:
-        raise FileError(f"{file.path}: keys: {'; '.join(problems)}")
-    return {key: file.value(key.name) for key in wanted}
+        raise FileError(f"{file.path}: keys: {listed(problems)}")
+    return values
 
 
 def _check_unknown_keys(file: _native.GgufFile, wanted: list[Key]) -> None:
     names = {key.name for key in wanted}
     unknown = [key for key in file.keys if key.startswith(keys.PREFIX) and key not in names]
     if unknown:
-        raise UnsupportedError(f"{file.path}: unknown keys {', '.join(unknown)}: update otter-gguf to read this file")
+        raise UnsupportedError(
+            f"{file.path}: unknown keys {listed(unknown, ', ')}: update otter-gguf to read this file"
+        )
 
 
 def _insertion(file: _native.GgufFile, values: Mapping[Key, Any], head_names: list[str]) -> InsertionConfig:
     architecture = _string(file, keys.GENERAL_ARCHITECTURE)
-    if architecture is None:
-        raise FileError(f"{file.path}: keys: {keys.GENERAL_ARCHITECTURE} is missing or no string")
+    if architecture is None or len(architecture) > _MAX_TEXT:
+        raise FileError(f"{file.path}: keys: {keys.GENERAL_ARCHITECTURE} is missing or no string, or much too long")
     base, heads = _base_and_heads(file, architecture, values, head_names)
     return InsertionConfig(
         base=base,
@@ -190,7 +209,7 @@ def _base_and_heads(
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError(listed(problems))
     return parts[0], tuple(parts[1:])
 
 
@@ -254,7 +273,8 @@ def _check_finite(file: _native.GgufFile) -> None:
 
 def own_tensors(file: _native.GgufFile) -> list[_native.TensorInfo]:
     """Every tensor of a sidecar; the inserted ones of a merged file."""
-    return [tensor for tensor in file.tensors if is_inserted(tensor.name) or not is_merged(file)]
+    all_of_them = not is_merged(file)
+    return [tensor for tensor in file.tensors if all_of_them or is_inserted(tensor.name)]
 
 
 def check_tensors(file: _native.GgufFile, config: InsertionConfig) -> None:
@@ -263,7 +283,7 @@ def check_tensors(file: _native.GgufFile, config: InsertionConfig) -> None:
     if not is_merged(file) and file.alignment != ALIGNMENT:
         problems.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
     if problems:
-        raise FileError(f"{file.path}: tensors: {'; '.join(problems)}")
+        raise FileError(f"{file.path}: tensors: {listed(problems)}")
 
 
 def _tensor_problems(config: InsertionConfig, tensors: list[_native.TensorInfo]) -> list[str]:

@@ -126,7 +126,18 @@ def test_pickled_weights_are_never_opened(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "weight_map",
-    [{}, [], None, {"t": "../model.safetensors"}, {"t": "/etc/passwd"}, {"t": 1}, {"t": "missing.safetensors"}],
+    [
+        {},
+        [],
+        None,
+        {"t": "../model.safetensors"},
+        {"t": "/etc/passwd"},
+        {"t": 1},
+        {"t": "missing.safetensors"},
+        {"t": "a\0.safetensors"},
+        {"t": ".."},
+        {"t": ""},
+    ],
 )
 def test_a_bad_index_is_refused(tmp_path: Path, weight_map: Any) -> None:
     save_safetensors(tmp_path.parent / "model.safetensors", TENSORS)

@@ -388,7 +388,20 @@ SIDECARS: dict[str, tuple[Build, str]] = {
     "label twice": (sidecar_key(LABELS, "arr[str]", ["harm", "harm"]), "head 'safety': labels must be unique"),
     "label with an escape": (sidecar_key(LABELS, "arr[str]", ["harm", "\x1b[2J"]), "labels must be printable"),
     "label that reorders": (sidecar_key(LABELS, "arr[str]", ["harm", "\u202ehelp"]), "labels must be printable"),
-    "label of 10 MB": (sidecar_key(LABELS, "arr[str]", ["harm", "x" * 10_000_000]), "head 'safety': labels must be"),
+    "label of 10 MB": (sidecar_key(LABELS, "arr[str]", ["harm", "x" * 10_000_000]), f"{LABELS} holds a text of"),
+    "source of 10 MB": (sidecar_key("otter.state.source", "str", "x" * 10_000_000), "source holds a text of 10000000"),
+    "activation of 10 MB": (
+        sidecar_key("otter.head.reward.activation", "str", "x" * 10_000_000),
+        "otter.head.reward.activation holds a text of 10000000 characters",
+    ),
+    "architecture of 10 MB": (
+        sidecar_key("general.architecture", "str", "x" * 10_000_000),
+        "general.architecture is missing or no string, or much too long",
+    ),
+    "1,000 heads without keys": (named_heads(*(f"h{i}" for i in range(1000))), "otter.head.h0.kind is missing"),
+    "100,000 heads": (named_heads(*(f"h{i}" for i in range(100_000))), "otter.heads has 100000 names"),
+    "1,000 tensors too many": (lambda: many_tensors(), "extra.0 does not belong here"),
+    "label of 100": (sidecar_key(LABELS, "arr[str]", ["harm", "x" * 100]), "head 'safety': labels must be printable"),
     "label that is no text": (sidecar_key(LABELS, "arr[str]", ["harm", b"\xff"]), "labels must be printable"),
     "no heads": (named_heads(), "no head"),
     "head twice": (named_heads("reward", "reward"), "share a name"),
@@ -425,6 +438,7 @@ UNSUPPORTED_SIDECARS: dict[str, tuple[Build, str]] = {
     "version 2": (sidecar_key("otter.version", "u32", 2), "otter.version is 2"),
     "version 2^32-1": (sidecar_key("otter.version", "u32", 2**32 - 1), "otter.version is 4294967295"),
     "unknown key": (sidecar_key("otter.run", "str", "os.system"), "unknown keys otter.run"),
+    "unknown keys of 60 kB": (lambda: many_keys(), "unknown keys otter.0.xxx"),
     "unknown kind of head": (sidecar_key("otter.head.reward.kind", "str", "code"), "is of kind 'code'"),
 }
 
@@ -452,6 +466,18 @@ MERGED: dict[str, tuple[Build, str]] = {
     "written in another order": (moved_key("otter.width"), "does not stand behind the base's"),
     "tensor gone from a merged file": (lambda: good("merged").tensor(UP, None), f"{UP} is missing"),
 }
+
+
+def many_tensors() -> Gguf:
+    file = good("sidecar")
+    return Gguf(kvs=file.kvs, tensors=[*file.tensors, *((f"extra.{i}", Tensor((1,))) for i in range(1000))])
+
+
+def many_keys() -> Gguf:
+    file = good("sidecar")
+    return Gguf(
+        kvs=[*file.kvs, *((f"otter.{i}." + "x" * 60_000, Value(0, b"\1")) for i in range(60))], tensors=file.tensors
+    )
 
 
 def aligned(kind: str, alignment: int) -> Gguf:

@@ -178,7 +178,10 @@ WRONG: dict[str, Wrong] = {
         lambda folder: (folder.merged, folder.sidecar), ConfigError, ("holds its own insertion",)
     ),
     "a merged file as a sidecar of another base": Wrong(
-        lambda folder: (folder.other_base(n_vocab=280), folder.merged), OtterError, ("n_vocab is 280",)
+        lambda folder: (folder.other_base(n_vocab=280), folder.merged), FileError, ("a merged file, no sidecar",)
+    ),
+    "a merged file as a sidecar of its own base": Wrong(
+        lambda folder: (folder.base, folder.merged), FileError, ("give it alone as the model",)
     ),
     "a merged file whose base was changed": Wrong(merged_with_another_base, MismatchError, ("fingerprint is",)),
     "no tensors": Wrong(
@@ -252,7 +255,7 @@ def test_wrong_files_are_refused_before_anything_is_computed(kind: str, folder: 
     with pytest.raises(OtterError) as caught:
         Otter(base, otter=sidecar, n_ctx=32, n_threads=1)
     message = str(caught.value)
-    assert isinstance(caught.value, WRONG[kind].error), message
+    assert type(caught.value) is WRONG[kind].error, message
     assert all(part in message for part in WRONG[kind].parts), message
     assert "\n" not in message
 
