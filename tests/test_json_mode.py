@@ -164,6 +164,18 @@ def test_wrong_schemas_are_refused(llm: Otter, schema: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_pattern_that_no_grammar_can_express_is_refused(llm: Otter, capfd: pytest.CaptureFixture[str]) -> None:
+    """llama.cpp would print a warning and accept any string."""
+    schema = {"type": "string", "pattern": "^(?!a)b$"}
+    with pytest.raises(ConfigError, match=r"pattern \^\(\?!a\)b\$ is not supported") as refused:
+        llm.create_completion(TEXT, json_schema=schema)
+    assert "accepting" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    out = llm.create_completion(TEXT, json_schema={"type": "string", "pattern": "^b{3}$"}, temperature=1, seed=1)
+    assert json.loads(choice_of(out)["text"]) == "bbb"
+    assert capfd.readouterr().err == ""
+
+
 def test_grammar_and_schema_exclude_each_other(llm: Otter) -> None:
     with pytest.raises(ConfigError, match="exclude each other"):
         llm.create_completion(TEXT, json_schema={}, grammar=DATE)

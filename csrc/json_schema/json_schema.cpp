@@ -51,6 +51,10 @@ std::string one_line(std::string reason) {
     if (reason.compare(0, heading.size(), heading) == 0) {
         reason.erase(0, heading.size());
     }
+    const std::string promise = ", accepting any string"; // strings.cpp keeps it from being kept
+    for (size_t at; (at = reason.find(promise)) != std::string::npos;) {
+        reason.erase(at, promise.size());
+    }
     std::replace(reason.begin(), reason.end(), '\n', ' ');
     return reason;
 }

@@ -2,10 +2,17 @@
 
 #include "common.h"
 
+#include <stdexcept>
+
 std::string string_join(const std::vector<std::string> & values, const std::string & separator) {
     std::string joined;
     for (size_t i = 0; i < values.size(); ++i) {
         joined += (i > 0 ? separator : "") + values[i];
+    }
+    // Only the list of what a grammar leaves out of its schema is joined so. llama.cpp would print it and go on with a
+    // grammar that accepts texts which the schema does not.
+    if (separator == "; ") {
+        throw std::invalid_argument(joined);
     }
     return joined;
 }

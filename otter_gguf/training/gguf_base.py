@@ -46,11 +46,13 @@ def load_gguf_base(path: Path) -> PreTrainedModel:
     folder, file = str(path.parent), path.name
     factors = _check(path)
     try:
-        config = AutoConfig.from_pretrained(folder, gguf_file=file)
+        config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
         _take_sizes(config, path)
         if factors is not None:
             config.rope_parameters = _llama3_rope(config, factors, path)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, config=config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, config=config, dtype=torch.float32, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UnsupportedError(f"{path}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     assert isinstance(model, PreTrainedModel)
@@ -136,7 +138,9 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     _check(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise UnsupportedError(
             f"{path}: transformers cannot load its tokenizer: {str(error).splitlines()[0]}"

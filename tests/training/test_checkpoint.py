@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf import atomic
 from otter_gguf.training import OtterModel, geometry, insert
-from otter_gguf.training.checkpoint import load_tokenizer
+from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from tests.converters.toy_hf import Payload
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
 
 TOKENS = torch.arange(20)[None]
@@ -115,8 +117,27 @@ def test_never_reads_pickled_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     toy_otter().save_pretrained(tmp_path / "adapter")
-    with pytest.raises(FileError, match="cannot load the base model"):
-        OtterModel.from_pretrained(folder, tmp_path / "adapter")
+    for content in ((folder / "pytorch_model.bin").read_bytes(), pickle.dumps(Payload(tmp_path / "ran"))):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(FileError, match="cannot load the base model"):
+            OtterModel.from_pretrained(folder, tmp_path / "adapter")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_of_the_base_never_runs(tmp_path: Path, name: str) -> None:
+    """Nor is anybody asked whether it may."""
+    folder = toy_folder(tmp_path / "base")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    known = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    auto_map = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", None]}
+    (folder / name).write_text(json.dumps({**known, "auto_map": auto_map, "model_type": "evil"}))
+    if name == "config.json":
+        with pytest.raises(FileError, match="cannot load the base model"):
+            load_base(folder)
+    else:  # there may be a tokenizer without that code
+        assert "evil" not in type(load_tokenizer(folder)).__module__
+    assert not (tmp_path / "ran").exists()
 
 
 def edit_config(**changes: Any) -> Callable[[Path], None]:
