@@ -12,6 +12,9 @@ CMAKE_ARGS ?=
 PYTEST     ?=
 FUZZ       ?=
 SOAK       ?=
+# What libFuzzer is told, and the clang that has it: CLANG=clang-14 takes clang++-14 and llvm-cov-14 too.
+FUZZER     ?= -max_total_time=600
+CLANG      ?= clang
 # The interpreter of `make native`: one with pybind11. Default: the virtual environment.
 NATIVE_PYTHON ?=
 
@@ -20,16 +23,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet
+VALIDATOR := build/fuzz-validator
 NATIVE  := $(or $(NATIVE_PYTHON),$(abspath $(BIN)/python))
 CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 # Python sources need no new install: the package is installed in editable mode.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz soak lint native clean distclean
+.PHONY: help demo test test-slow fuzz fuzz-validator soak lint native clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## install what the demo needs (no torch) and run the demo
 	$(BIN)/otter-gguf demo
@@ -45,6 +49,20 @@ fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
 
 soak: $(VENV)/.test ## kills, faults and Ctrl-C in every verb that writes (hours; SOAK="kills --count 10": a part)
 	$(BIN)/python -m tests.reliability.soak $(SOAK)
+
+fuzz-validator: ## 10 minutes of coverage-guided fuzzing of the native validator, with clang
+fuzz-validator: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
+	$(CMAKE) -S . -B $(VALIDATOR) -G Ninja -DOTTER_FUZZ=ON -DPython_EXECUTABLE=$(NATIVE) \
+	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG))
+	$(CMAKE) --build $(VALIDATOR) --target fuzz_validator
+	$(NATIVE) -m tests.gguf.corpus $(VALIDATOR)
+	mkdir -p $(VALIDATOR)/work
+	cd $(VALIDATOR) && LLVM_PROFILE_FILE=fuzz.profraw ./fuzz_validator -max_len=16384 -timeout=10 \
+	    -dict=$(CURDIR)/csrc/fuzz/gguf.dict -artifact_prefix=bad- $(FUZZER) work seeds $(CURDIR)/tests/gguf/corpus
+	cd $(VALIDATOR) && LLVM_PROFILE_FILE=named.profraw ./fuzz_validator -runs=0 named
+	cd $(VALIDATOR) && $(subst clang,llvm-profdata,$(CLANG)) merge -sparse fuzz.profraw named.profraw -o all.profdata
+	cd $(VALIDATOR) && $(subst clang,llvm-cov,$(CLANG)) report ./fuzz_validator -instr-profile=all.profdata \
+	    -show-region-summary=false -ignore-filename-regex=fuzz_validator
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	$(BIN)/ruff check .

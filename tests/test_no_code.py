@@ -113,9 +113,9 @@ def test_no_name_makes_a_pickle_run(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    for base, sidecar in ((path, None), (pair().base, path)):
+    for model, sidecar in ((path, None), (pair().base, path)):
         with pytest.raises(FileError, match="not a GGUF file"):
-            Otter(base, otter=sidecar, n_ctx=32, n_threads=1)
+            Otter(model, otter=sidecar, n_ctx=32, n_threads=1)
     assert not check_file(path).ok
     out, base = str(tmp_path / "out.gguf"), str(pair().base)
     for arguments in (

@@ -16,7 +16,8 @@ public:
     // Throws otter_error(file) on anything but a regular file with at least one byte.
     static std::shared_ptr<const mapped_file> open(const std::string & path);
 
-    // Bytes in memory as if they were a file's; `path` is their name in errors. Throws otter_error(file) if there are none.
+    // Bytes in memory, taken for those of a file; `path` is their name in errors. Throws otter_error(file) if there are
+    // none.
     static std::shared_ptr<const mapped_file> of(const std::string & path, std::vector<uint8_t> content);
 
     mapped_file(const mapped_file &)             = delete;

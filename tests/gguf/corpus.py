@@ -1,7 +1,7 @@
-"""What coverage-guided fuzzing of the validator begins with: the smallest file of each kind.
+"""What coverage-guided fuzzing of the validator begins with, for ``make fuzz-validator``.
 
-``python -m tests.gguf.corpus FOLDER`` writes them; ``tests/gguf/corpus`` holds them and what ``make fuzz-validator``
-found beyond.
+``python -m tests.gguf.corpus FOLDER`` writes there: ``seeds``, the smallest file of each kind; ``named``, the table of
+malformed headers and bases; the second part of a base in two files. In ``tests/gguf/corpus`` is what was found beyond.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.gguf.gguf_builder import TENSOR_TYPES, Gguf, Tensor, Value, toy_llama
-from tests.gguf.malformed import HEADERS, VERSIONS
+from tests.gguf.malformed import MALFORMED, Build
 
 WIDTH, HEAD = 8, 4
+SECOND = "blk.0.ffn_down.weight"
+"""The tensor in the second part."""
 GPT2_TOKENS = [chr(0x41 + i) for i in range(12)]
 
 
@@ -54,7 +56,7 @@ def bases() -> Iterator[tuple[str, Gguf]]:
     yield "longrope", rope.tensor("rope_factors_long.weight", Tensor((HEAD // 2,)))
     layers = tiny(n_layer=2).set("llama.attention.head_count", "arr[u32]", [2, 2])
     yield "layers", layers.set("llama.feed_forward_length", "arr[i32]", [WIDTH, WIDTH])
-    yield "split", tiny().set("split.count", "u16", 2).set("split.no", "u16", 0)
+    yield "split", tiny().tensor(SECOND, None).set("split.count", "u16", 2).set("split.no", "u16", 0)
     yield "gemma4", tiny().set("tokenizer.ggml.model", "str", "gemma4").set("tokenizer.ggml.bos_token_id", "u32", 2)
     yield "phi-3", tiny().set("general.name", "str", "Phi-3")
     extra = tiny().set("general.tensor_extra.name", "arr[str]", ["a"])
@@ -97,23 +99,30 @@ def every_type() -> Gguf:
     return file
 
 
-def seeds() -> dict[str, bytes]:
-    """The content of each file by its name."""
-    files = dict(bases()) | {"byte-tokens": byte_tokens(), "every-type": every_type()}
-    contents = {name: file.build() for name, file in files.items()}
-    for name, (build, _) in (HEADERS | VERSIONS).items():
-        built = build()
-        content = built if isinstance(built, bytes) else built.build()
-        if len(content) < 400:
-            contents["header-" + "".join(c if c.isalnum() else "-" for c in name)] = content
-    return contents
+def second_part() -> Gguf:
+    """For the seed `split`."""
+    return Gguf(tensors=[(SECOND, Tensor((WIDTH, WIDTH)))]).set("split.no", "u16", 1).set("split.count", "u16", 2)
+
+
+def built(build: Build) -> bytes:
+    file = build()
+    return file if isinstance(file, bytes) else file.build()
+
+
+def write(folder: Path, contents: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / "".join(c if c.isalnum() else "-" for c in name)).write_bytes(content)
 
 
 def main() -> int:
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in seeds().items():
-        (folder / name).write_bytes(content)
+    files = dict(bases()) | {"byte tokens": byte_tokens(), "every type": every_type()}
+    named = {kind: built(entry.build) for kind, entry in MALFORMED.items() if entry.what in ("header", "base")}
+    small = {kind: content for kind, content in named.items() if len(content) < 400}
+    write(folder / "seeds", small | {name: file.build() for name, file in files.items()})
+    write(folder / "named", named)
+    (folder / "fuzz-00002-of-00002.gguf").write_bytes(second_part().build())
     return 0
 
 

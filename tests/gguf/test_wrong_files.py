@@ -41,7 +41,7 @@ class Folder:
 
     def other_base(self, **sizes: int) -> Path:
         """A base of other sizes."""
-        return write_base(self.path / "other.gguf", geometry=dataclasses.replace(GEOMETRY, **sizes))
+        return write_base(self.path / "other.gguf", geometry=BaseGeometry(**(dataclasses.asdict(GEOMETRY) | sizes)))
 
 
 class Wrong(NamedTuple):
