@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from otter_gguf.errors import ConfigError
-from otter_gguf.text import TextStream, first_match, longest_beginning, terminal_safe
+from otter_gguf.text import TextStream, first_match, listed, longest_beginning, shortened, terminal_safe
 
 
 def stream(data: bytes, size: int, stop: str | list[str] | None = None) -> tuple[list[str], TextStream]:
@@ -95,3 +95,11 @@ def test_terminal_safe_shows_what_a_terminal_would_obey(text: str) -> None:
 def test_terminal_safe_leaves_text_alone() -> None:
     text = "plain, naïve 水獺 🦦\n\tline"
     assert terminal_safe(text) == text
+
+
+def test_long_texts_and_lists_are_told_in_short() -> None:
+    assert shortened("otter", 5) == "otter"
+    assert shortened("otters", 5) == "otter... (6 characters)"
+    assert listed(["a", "b"], ", ", 2) == "a, b"
+    assert listed(["a", "b", "c", "d"], ", ", 2) == "a, b, and 2 more"
+    assert len(listed(["x" * 10_000_000])) < 300

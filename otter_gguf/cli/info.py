@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(info)
     else:
         for title, text in file_rows(info) if args.file else environment_rows(info):
-            print(f"{title:<16} {shortened(terminal_safe(' '.join(text.split())), 2000)}")
+            print(f"{title:<16} {terminal_safe(shortened(' '.join(text.split()), 1000))}")
     return 0
 
 

@@ -84,6 +84,15 @@ def test_text_of_a_file_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.Ca
         assert "\u202e" not in out
 
 
+def test_ten_megabytes_of_a_name_are_told_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = KeyValue("general.name", "str", "\u202e\x1b[2J" * 2_000_000)
+    hostile = rewrite(write_base(tmp_path / "base.gguf"), tmp_path / "h.gguf", metadata={name.key: name})
+    out = info(capsys, str(hostile))
+    assert len(out) < 5000
+    assert "characters)" in out
+    assert "\x1b" not in out
+
+
 def test_a_base_that_cannot_be_widened_is_still_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_base(tmp_path / "base.gguf", metadata=(KeyValue("llama.attention.value_length", "u32", 8),))
     found = as_json(capsys, base)
