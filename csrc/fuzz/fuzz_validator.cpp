@@ -27,7 +27,7 @@ void check_message(const std::string & text) {
     require(text.find("fuzz-0000") == 0, "an error names its file first");
     require(std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; }),
             "an error is one line of printable ASCII");
-    require(text.size() < 4096, "an error is short");
+    require(text.size() < 16384, "an error is short");
 }
 
 // The sizes a second time, in 128 bits: nothing has wrapped, nothing lies outside, nothing overlaps.

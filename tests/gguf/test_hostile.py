@@ -175,6 +175,25 @@ def test_random_bytes_behind_the_magic(tmp_path: Path) -> None:
         assert message == "" or (message.startswith(f"{path}: ") and message.isprintable())
 
 
+def test_what_the_fuzzer_kept() -> None:
+    """Inputs of libFuzzer that go different ways through the validator (``make fuzz-validator``)."""
+    folder = Path(__file__).with_name("corpus")
+    contents = [path.read_bytes() for path in sorted(folder.iterdir())]
+    ends = {True: 0, False: 0}
+    with MemoryFile() as file:
+        for content in contents:
+            file.fill(content)
+            message = ""
+            try:
+                open_and_check(file.path)
+            except (errors.FileError, errors.UnsupportedError) as error:
+                message = str(error)
+            assert message == "" or (message.startswith(file.path) and message.isprintable())
+            ends[message == ""] += 1
+    assert min(ends.values()) >= 5
+    assert sum(map(len, contents)) < 300_000
+
+
 # ---- bases -----------------------------------------------------------------------------------------------------
 
 
