@@ -47,7 +47,7 @@ test-slow: $(VENV)/.test ## the slow tests
 fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
 	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
 
-soak: $(VENV)/.test ## kills, faults and Ctrl-C in every verb that writes (hours; SOAK="kills --count 10": a part)
+soak: $(VENV)/.test ## kills, faults and Ctrl-C in every verb that writes, a million headers (hours; SOAK="kills --count 10": a part)
 	$(BIN)/python -m tests.reliability.soak $(SOAK)
 
 fuzz-validator: ## 10 minutes of coverage-guided fuzzing of the native validator, with clang

@@ -15,6 +15,7 @@ from typing import NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no thread pools
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from ..gguf.sizes import compare_headers
 from . import trials
 from .harness import Stage, stage
 from .watch import unavailable
@@ -62,7 +63,16 @@ def interrupts(args: argparse.Namespace) -> Iterator[Row]:
         yield _row(made, reports, f"{hits} with code 130, slowest {slowest:.2f} s")
 
 
-PARTS: dict[str, Part] = {"kills": kills, "faults": faults, "interrupts": interrupts}
+def headers(args: argparse.Namespace) -> Iterator[Row]:
+    """F4: random headers, accepted and refused as Python's integers have it; the first other one is the failure."""
+    count = 1_000_000
+    try:
+        yield Row("headers", count, f"{compare_headers(count, args.seed)} accepted, the others refused", [])
+    except AssertionError as error:
+        yield Row("headers", count, "not as Python's integers have it", [str(error)])
+
+
+PARTS: dict[str, Part] = {"kills": kills, "faults": faults, "interrupts": interrupts, "headers": headers}
 
 
 def _stages(args: argparse.Namespace) -> Iterator[Stage]:
