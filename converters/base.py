@@ -20,6 +20,7 @@ from .checkpoint import read_json
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
 _SCRIPT = "convert_hf_to_gguf.py"
+_RUNNER = Path(__file__).with_name("_run_llama_cpp.py")
 _BAR = "Writing:"  # the title of the script's progress bar
 _KEPT_LINES = 40
 _NEEDED = ("torch", "transformers")
@@ -87,7 +88,7 @@ def find_script() -> Path:
 def _run(command: list[str], folder: Path, verbose: bool) -> None:
     """Run the script; its progress bar goes to our stderr, its log only if asked for."""
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, str(_RUNNER), *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

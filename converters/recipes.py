@@ -9,6 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from otter_gguf import _native, architectures
+from otter_gguf.architectures import SubLayer
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.gguf import keys
@@ -33,37 +34,34 @@ class Part:
     """(rows, columns), or (columns) of a vector."""
     head_size: int = 0
     """Rows of a head, if they are permuted within it for llama.cpp's rotary embedding."""
+    first: int = 0
+    """Its first row in the tensor of the checkpoint."""
+    count: int = 0
+    """How many of that tensor's rows it has; 0 = all."""
 
     @property
     def n_rows(self) -> int:
         """Rows; a vector is one row."""
-        return self.shape[0] if len(self.shape) == 2 else 1
+        return self.count or (self.shape[0] if len(self.shape) == 2 else 1)
 
 
 def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     """The parts of every tensor of a sidecar (keys as in ``expected_tensors``), stacked in this order."""
     base, width, shapes = config.base, config.width, expected_tensors(config)
     architecture = architectures.of_gguf(base.architecture)[0]
-    attention, ffn = architecture.attention, architecture.ffn
-    n, state = base.head_dim, base.n_embd + width
-    rope = n if architecture.interleaved_rope else 0
     made: dict[str, tuple[Part, ...]] = {
         keys.TOKEN_EMBD: (Part(f"{architecture.embedding}.otter.weight", (base.n_vocab, width)),),
         keys.OUTPUT_NORM: (Part(f"{architecture.norm}.otter.weight", (width,)),),
+        keys.OUTPUT_NORM_BIAS: (Part(f"{architecture.norm}.otter.bias", (width,)),),
     }
-    for layer, (n_kv, n_ff) in enumerate(zip(config.n_head_kv, config.n_ff, strict=True)):
-        hf, n_query = f"{architecture.layers}.{layer}.", config.n_query_heads(layer)
-        heads = ((n * n_query, rope), (n * n_kv, rope), (n * n_kv, 0))
-        for key, path in (
-            (keys.ATTN_NORM, attention.norm),
-            (keys.ATTN_OUTPUT, attention.output),
-            (keys.FFN_NORM, ffn.norm),
-            (keys.FFN_DOWN, ffn.output),
-        ):
-            name = key.format(layer=layer)
-            made[name] = (Part(f"{hf}{path}.otter.weight", shapes.get(name, ())[::-1]),)
-        made[keys.ATTN_QKV.format(layer=layer)] = _stacked(hf, attention.inputs, heads, state)
-        made[keys.FFN_UP.format(layer=layer)] = _stacked(hf, ffn.inputs, ((n_ff, 0),) * len(ffn.inputs), state)
+    for layer in range(base.n_layer):
+        hf = f"{architecture.layers}.{layer}."
+        for keys_of, sub_layer in ((_ATTENTION_KEYS, architecture.attention), (_FFN_KEYS, architecture.ffn)):
+            for key, path, kind in zip(keys_of, _paths(sub_layer), _KINDS, strict=True):
+                name = key.format(layer=layer)
+                made[name] = (Part(f"{hf}{path}.otter.{kind}", shapes.get(name, ())[::-1]),)
+        made[keys.ATTN_QKV.format(layer=layer)] = _attention_inputs(hf, config, layer)
+        made[keys.FFN_UP.format(layer=layer)] = _ffn_inputs(hf, config, layer)
     for head in config.heads:
         shape = (config.head_rows(head), config.head_input_size(head))
         made[keys.HEAD_WEIGHT.format(name=head.name)] = (Part(f"heads.{head.name}.otter.weight", shape),)
@@ -71,6 +69,41 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
         table = Part(f"heads.{head.name}.table.otter.weight", (base.n_vocab, head.rank))
         made[keys.HEAD_TABLE.format(name=head.name)] = (table,)
     return {name: made[name] for name in shapes}
+
+
+# What a sub-layer has one tensor of: norm and output map.
+_ATTENTION_KEYS = (keys.ATTN_NORM, keys.ATTN_NORM_BIAS, keys.ATTN_OUTPUT, keys.ATTN_OUTPUT_BIAS)
+_FFN_KEYS = (keys.FFN_NORM, keys.FFN_NORM_BIAS, keys.FFN_DOWN, keys.FFN_DOWN_BIAS)
+_KINDS = ("weight", "bias") * 2
+
+
+def _paths(sub_layer: SubLayer) -> tuple[str, ...]:
+    return sub_layer.norm, sub_layer.norm, sub_layer.output, sub_layer.output
+
+
+def _attention_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple[Part, ...]:
+    """Query, key and value rows of a layer."""
+    base, n_kv = config.base, config.n_head_kv[layer]
+    architecture = architectures.of_gguf(base.architecture)[0]
+    columns, n = base.n_embd + config.width, base.head_dim
+    rope = n if architecture.interleaved_rope else 0
+    heads = ((base.group, rope), (1, rope), (1, 0))
+    if not architecture.attention.by_head:
+        sizes = [(n * n_kv * count, head_size) for count, head_size in heads]
+        return _stacked(prefix, architecture.attention.inputs, sizes, columns)
+    name, rows = f"{prefix}{architecture.attention.inputs[0]}.otter.weight", n * (base.group + 2)
+    first = (0, n * base.group, n * (base.group + 1))
+    return tuple(
+        Part(name, (rows * n_kv, columns), head_size, rows * head + start, n * count)
+        for start, (count, head_size) in zip(first, heads, strict=True)
+        for head in range(n_kv)
+    )
+
+
+def _ffn_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple[Part, ...]:
+    """Gate and up rows of a layer, or up rows alone."""
+    paths = architectures.of_gguf(config.base.architecture)[0].ffn.inputs
+    return _stacked(prefix, paths, [(config.n_ff[layer], 0)] * len(paths), config.base.n_embd + config.width)
 
 
 def _stacked(prefix: str, paths: Sequence[str], sizes: Sequence[tuple[int, int]], columns: int) -> tuple[Part, ...]:
@@ -144,8 +177,8 @@ def _plan(source: TensorSource, name: str, shape: tuple[int, ...], parts: tuple[
     def chunks() -> Iterator[bytes]:
         for part in parts:
             for begin, end in row_ranges(part.n_rows, part.shape[-1], part.head_size or 1):
-                rows = source.rows(part.name, begin, end)
-                _check_values(source, part.name, begin, rows, type)
+                rows = source.rows(part.name, part.first + begin, part.first + end)
+                _check_values(source, part.name, part.first + begin, rows, type)
                 yield _native.quantize(permute_rows(rows, part.head_size) if part.head_size else rows, type)
 
     return TensorPlan(name, type, shape, chunks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,31 +99,32 @@ def _text(file: _native.GgufFile, key: str) -> str | None:
     return str(file.value(key)) or None
 
 
-def _places(insertion: InsertionConfig) -> dict[str, tuple[str, int, Part]]:
-    """By name in the adapter: the tensor of the sidecar that it is part of, its first row there, and the part."""
-    places = {}
+def _places(insertion: InsertionConfig) -> list[tuple[str, int, Part]]:
+    """The tensor of the sidecar that a part stands in, its first row there, and the part."""
+    places = []
     for name, parts in recipes(insertion).items():
         first = 0
         for part in parts:
-            places[part.name] = (name, first, part)
+            places.append((name, first, part))
             first += part.n_rows
-    return dict(sorted(places.items()))  # the order in which safetensors writes them
+    # the order in which safetensors writes tensors, and of the rows of each
+    return sorted(places, key=lambda place: (place[2].name, place[2].first))
 
 
 def _write_tensors(
-    out: BinaryIO, file: _native.GgufFile, places: dict[str, tuple[str, int, Part]], types: dict[str, str]
+    out: BinaryIO, file: _native.GgufFile, places: list[tuple[str, int, Part]], types: dict[str, str]
 ) -> None:
     """A safetensors file, a few rows at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for part_name, (_, _, part) in places.items():
-        begin, end = end, end + _F32_SIZE * part.n_rows * part.shape[-1]
-        header[part_name] = {"dtype": "F32", "shape": list(part.shape), "data_offsets": [begin, end]}
+    for name, shape in {part.name: part.shape for _, _, part in places}.items():
+        begin, end = end, end + _F32_SIZE * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     out.write(len(text).to_bytes(8, "little") + text)
     with progress_bar("Writing", end) as bar:
-        for name, first, part in places.values():
+        for name, first, part in places:
             for chunk in _chunks(file, name, types[name], first, part):
                 bar.update(out.write(chunk))
 

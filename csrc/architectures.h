@@ -20,22 +20,35 @@ enum feature : uint32_t {
     fused_gate   = 1u << 8, // gate and up are one matrix, ffn_up
     scaled       = 1u << 9, // logits are divided by a number that the file must hold
     tied         = 1u << 10, // the output projection is the embedding, and has no tensor
+    untied       = 1u << 11, // the output projection has a tensor of its own
+    fused_qkv    = 1u << 12, // queries, keys and values are one map
+    parallel     = 1u << 13, // a key says whether attention and FFN read the same state
+    other_norms  = 1u << 14, // the FFN's norm may be missing, each query and key head may have a norm of its own
+    positions    = 1u << 15, // a table of learned positions instead of a rotary embedding
+
+    // in the file and in the graph
+    layer_norms = 1u << 20, // norms are LayerNorm, each with a bias
+    all_biases  = 1u << 21, // every map of a layer has a bias
+    ungated     = 1u << 22, // the FFN has no gate
 
     // in the graph alone, for the inserted blocks
-    gelu_gate          = 1u << 24, // the FFN's activation is GELU in its tanh form instead of SiLU
+    gelu_ffn           = 1u << 24, // the FFN's activation is GELU in its tanh form instead of SiLU
     steps_without_rope = 1u << 25, // each n_no_rope_layer_step-th layer attends without rotary embedding
 };
 
 // row(name in a GGUF, llama_model_<class>, features)
-#define OTTER_ARCHITECTURES(row)                                        \
-    row("ernie4_5", ernie4_5, 0)                                        \
-    row("gemma",    gemma,    tied | gelu_gate)                         \
-    row("granite",  granite,  map_biases | rope_factors | scaled)       \
-    row("llama",    llama,    map_biases | rope_factors | experts)      \
-    row("phi3",     phi3,     long_factors | partial_rope | fused_gate) \
-    row("qwen2",    qwen2,    output_bias)                              \
-    row("qwen3",    qwen3,    head_norms)                               \
-    row("qwen3moe", qwen3moe, head_norms | experts | only_experts)      \
-    row("smollm3",  smollm3,  steps_without_rope)
+#define OTTER_ARCHITECTURES(row)                                                                                            \
+    row("ernie4_5", ernie4_5, 0)                                                                                            \
+    row("gemma",    gemma,    tied | gelu_ffn)                                                                              \
+    row("gpt2",     gpt2,     layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | positions)                        \
+    row("gptneox",  gptneox,  layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | untied | partial_rope | parallel) \
+    row("granite",  granite,  map_biases | rope_factors | scaled)                                                           \
+    row("llama",    llama,    map_biases | rope_factors | experts)                                                          \
+    row("phi3",     phi3,     long_factors | partial_rope | fused_gate)                                                     \
+    row("qwen2",    qwen2,    output_bias)                                                                                  \
+    row("qwen3",    qwen3,    head_norms)                                                                                   \
+    row("qwen3moe", qwen3moe, head_norms | experts | only_experts)                                                          \
+    row("smollm3",  smollm3,  steps_without_rope)                                                                           \
+    row("stablelm", stablelm, layer_norms | untied | partial_rope | other_norms)
 
 } // namespace otter

@@ -29,6 +29,7 @@ HEADS = (
     HeadConfig("plain", ("x",), "base", "sigmoid"),
 )
 
+_HALF_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 _LONG_ROPE: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -43,6 +44,8 @@ LONG_TEXT = 256
 SPECIAL: dict[str, dict[str, Any]] = {
     "ernie4_5": {"head_dim": 32},
     "gemma": {"head_dim": 32, "tie_word_embeddings": True},
+    "gpt2": {"num_key_value_heads": None, "tie_word_embeddings": True},
+    "gpt_neox": {"num_key_value_heads": None, "rope_parameters": _HALF_ROPE},
     "granite": {
         "embedding_multiplier": 3.0,
         "logits_scaling": 2.0,
@@ -63,6 +66,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "smollm3": {"num_hidden_layers": 4},
+    "stablelm": {"rope_parameters": _HALF_ROPE},
 }
 
 _MODULES = {
@@ -85,6 +89,21 @@ _MODULES = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
 }
 
 # Parameters of all experts: the tensors that their rows are cut into.
@@ -93,8 +112,10 @@ _EXPERTS = {
     "mlp.experts.down_proj": ("ffn_down_exps",),
 }
 
+_TRANSPOSED = ("attn.c_attn", "c_proj", "c_fc")
+"""Maps that GPT-2 stores (columns, rows)."""
 
-BYTE_LEVEL = ("qwen3_moe",)
+BYTE_LEVEL = ("gpt2", "gpt_neox", "qwen3_moe", "stablelm")
 """Model types whose converter wants a vocabulary of GPT-2's kind."""
 
 
@@ -126,7 +147,7 @@ def toy(model_type: str, seed: int = 0, **changes: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
                 parameter.uniform_(0.5, 1.5).sub_(find(model_type).norm_offset)
             elif name.endswith(".bias"):
                 parameter.uniform_(-1.0, 1.0)
@@ -138,35 +159,35 @@ def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
     architecture = find(model.config.model_type)
     sizes = geometry(model)
     entries = {entry.key: entry for entry in (*base_metadata(sizes), *_metadata(model.config, architecture.gguf))}
+    if architecture.layer_norm:
+        del entries[f"{architecture.gguf}.attention.layer_norm_rms_epsilon"]
     tensors = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     for kind in ("long", "short"):
-        if f"{kind}_factor" in model.config.rope_parameters:
+        if f"{kind}_factor" in getattr(model.config, "rope_parameters", {}):
             tensors[f"rope_factors_{kind}.weight"] = torch.tensor(model.config.rope_parameters[f"{kind}_factor"])
-    rotated = sizes.head_dim if architecture.interleaved_rope else 0
     plans = [
         plan
         for name, tensor in tensors.items()
-        for plan in _plans(
-            name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, rotated
-        )
+        for plan in _plans(name, (tensor + (architecture.norm_offset if "norm." in name else 0.0)).numpy(), type, model)
     ]
     write_gguf(path, list(entries.values()), plans, force=True)
     return path
 
 
 def _metadata(config: Any, prefix: str) -> list[KeyValue]:
+    rope: dict[str, Any] = getattr(config, "rope_parameters", {})
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = {
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
+        "rope.freq_base": rope.get("rope_theta"),
         "attention.scale": getattr(config, "attention_multiplier", None),
         "embedding_scale": getattr(config, "embedding_multiplier", None),
         "residual_scale": getattr(config, "residual_multiplier", None),
         "logit_scale": getattr(config, "logits_scaling", None),
     }
-    rope = config.rope_parameters
     sizes = {
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
@@ -179,29 +200,43 @@ def _metadata(config: Any, prefix: str) -> list[KeyValue]:
             "feed_forward_length": config.intermediate_size,
             "expert_feed_forward_length": config.moe_intermediate_size,
         }
-    if rope["rope_type"] == "longrope":
+    if rope.get("rope_type") == "longrope":
         original = sizes["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
         scale = config.max_position_embeddings / original
         numbers["rope.scaling.attn_factor"] = (1 + math.log(scale) / math.log(original)) ** 0.5
+    parallel = getattr(config, "use_parallel_residual", None)
     return [
+        *([] if parallel is None else [KeyValue(f"{prefix}.use_parallel_residual", "bool", parallel)]),
         *(KeyValue(f"{prefix}.{name}", "u32", size) for name, size in sizes.items()),
         *(KeyValue(f"{prefix}.{name}", "f32", value) for name, value in numbers.items() if value is not None),
     ]
 
 
-def _plans(name: str, values: Float32, type: str, rotated: int) -> list[TensorPlan]:
-    layer = ""
-    if name.startswith("model.layers."):
-        number, name = name.removeprefix("model.layers.").split(".", 1)
+def _plans(name: str, values: Float32, type: str, model: Any) -> list[TensorPlan]:
+    architecture, layer = find(model.config.model_type), ""
+    if name.startswith(f"{architecture.layers}."):
+        number, name = name.removeprefix(f"{architecture.layers}.").split(".", 1)
         layer = f"blk.{number}."
     if name in _EXPERTS:
         parts = np.split(values, len(_EXPERTS[name]), axis=1)
         return [_plan(f"{layer}{part}.weight", rows, type) for part, rows in zip(_EXPERTS[name], parts, strict=True)]
     module, _, kind = name.rpartition(".")
-    if rotated and module.endswith(("q_proj", "k_proj")):
-        values = rope_order(values, rotated)
     type = "F32" if values.ndim == 1 or module == "mlp.gate" else type
-    return [_plan(f"{layer}{_MODULES[module]}.{kind}", values, type)]
+    return [_plan(f"{layer}{_MODULES[module]}.{kind}", _in_gguf_order(module, values, model), type)]
+
+
+def _in_gguf_order(module: str, values: Float32, model: Any) -> Float32:
+    """The rows of a map as llama.cpp wants them."""
+    if module.endswith(_TRANSPOSED):
+        return np.ascontiguousarray(values.T)
+    architecture, sizes = find(model.config.model_type), geometry(model)
+    if architecture.interleaved_rope and module.endswith(("q_proj", "k_proj")):
+        return rope_order(values, sizes.head_dim)
+    if architecture.attention.by_head and module == architecture.attention.inputs[0]:
+        blocks = values.reshape(sizes.n_head_kv, sizes.group + 2, sizes.head_dim, *values.shape[1:])
+        parts = [blocks[:, :-2].ravel(), blocks[:, -2].ravel(), blocks[:, -1].ravel()]
+        return np.concatenate(parts).reshape(values.shape)
+    return values
 
 
 def _plan(name: str, values: Float32, type: str) -> TensorPlan:

@@ -33,10 +33,11 @@ void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
     }
 }
 
-// y = w * (h / rms(h)): the norm node's own source is the residual state.
+// y = w * (h / rms(h)), or w * ((h - mean(h)) / std(h)) + b: the norm node's own source is the residual state.
 static ggml_tensor * residual_of(const ggml_tensor * normed) {
-    const ggml_tensor * norm = normed->op == GGML_OP_MUL ? normed->src[0] : normed;
-    GGML_ASSERT(norm->op == GGML_OP_RMS_NORM);
+    const ggml_tensor * scaled = normed->op == GGML_OP_ADD ? normed->src[0] : normed;
+    const ggml_tensor * norm   = scaled->op == GGML_OP_MUL ? scaled->src[0] : scaled;
+    GGML_ASSERT(norm->op == GGML_OP_RMS_NORM || norm->op == GGML_OP_NORM);
     return norm->src[0];
 }
 
@@ -78,18 +79,19 @@ void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
 }
 
 void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
-    const auto & layer = part.layers[il];
-
     ggml_build_forward_expand(gf, h);
-    state = gather_outputs(state, h->ne[1]);
+    add_attention(h->ne[1], il);
+}
+
+void inserted_graph::add_attention(int64_t n_columns, int il) {
+    state = gather_outputs(state, n_columns);
     if (attn_ins == nullptr) {
         return;
     }
 
-    ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), h->ne[1]);
-    attn_ins           = gather_outputs(attn_ins, h->ne[1]);
+    ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), n_columns);
 
-    state    = build_mul_mat_add(layer.attn_output, attn, attn_ins, state, il);
+    state    = build_mul_mat_add(part.layers[il].attn_output, attn, gather_outputs(attn_ins, n_columns), state, il);
     attn_ins = nullptr;
     cb(state, "otter_ffn_inp", il);
     ggml_build_forward_expand(gf, state);
@@ -98,24 +100,29 @@ void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
 void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
     const auto & layer = part.layers[il];
 
-    on_ffn_inp(residual_of(y), il); // Phi-3 has no name for it
+    if (hparams.use_par_res) { // beside attention: the FFN reads h' as it entered the layer
+        state = gather_outputs(state, y->ne[1]);
+    } else {
+        on_ffn_inp(residual_of(y), il); // Phi-3 has no name for it
+    }
 
     act_ins = nullptr;
     if (layer.ffn_up.tensor == nullptr) {
         return;
     }
-    act_ins = build_norm_glu(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
+    act_ins = build_norm_act(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
     cb(act_ins, "otter_ffn_act", il);
     ggml_build_forward_expand(gf, act_ins);
 }
 
 void inserted_graph::on_l_out(ggml_tensor * h, int il) {
     const auto & layer = part.layers[il];
+
+    ggml_build_forward_expand(gf, h);
+    add_attention(h->ne[1], il); // where it runs beside the FFN
     if (layer.ffn_down.tensor == nullptr) {
         return;
     }
-
-    ggml_build_forward_expand(gf, h);
     if (model.layers[il].ffn_down == nullptr) { // experts
         state = build_mul_mat_add(layer.ffn_down, act_ins, nullptr, state, il);
     } else {
@@ -131,7 +138,7 @@ void inserted_graph::on_result_norm(ggml_tensor * y) {
     }
 
     ggml_tensor * y_ins = nullptr;
-    if (part.output_norm != nullptr) {
+    if (part.output_norm.weight != nullptr) {
         y_ins = build_partial_norm({ y, residual_of(y), state, part.output_norm }, part.n_layer - 1);
     }
 
@@ -181,7 +188,7 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, int
 }
 
 ggml_tensor * inserted_graph::build_rope(ggml_tensor * cur, int il) {
-    if (!part.layers[il].rotated) {
+    if (!part.layers[il].rotated || rope_type == LLAMA_ROPE_TYPE_NONE) {
         return cur;
     }
     return ggml_rope_ext(ctx0, cur, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
@@ -220,11 +227,14 @@ ggml_tensor * inserted_graph::build_norm_mul_mat(const block_weight & w, const n
     return build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
 }
 
-ggml_tensor * inserted_graph::build_norm_glu(const block_weight & w, const norm_input & in, int il) {
-    if (fused(w.tensor, in.y->ne[1], il, 2)) {
-        return cpu_norm_glu(ctx0, w, in);
+ggml_tensor * inserted_graph::build_norm_act(const block_weight & w, const norm_input & in, int il) {
+    if (fused(w.tensor, in.y->ne[1], il, w.gated ? 2 : 1)) {
+        return cpu_norm_act(ctx0, w, in);
     }
     ggml_tensor * product = build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
+    if (!w.gated) {
+        return w.gelu ? ggml_gelu(ctx0, product) : ggml_silu(ctx0, product);
+    }
     return w.gelu ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
 }
 
@@ -234,20 +244,34 @@ ggml_tensor * inserted_graph::build_mul_mat_add(const block_weight & w, ggml_ten
         return cpu_mul_mat_add(ctx0, w, a, b, residual);
     }
     ggml_tensor * product = b == nullptr ? ggml_mul_mat(ctx0, w.tensor, a) : build_concat_mul_mat(w.tensor, a, b, il);
+    if (w.bias != nullptr) {
+        product = ggml_add(ctx0, product, w.bias);
+    }
     if (w.scale != 1.0f) {
         product = ggml_scale(ctx0, product, w.scale);
     }
     return ggml_add(ctx0, product, residual);
 }
 
-// y' = w' * h' / sqrt(mean(h^2) + eps); where there is no node of our own, from operations that every backend has
+// y' = w' * h' / sqrt(mean(h^2) + eps), with the mean of h off h and h' first where it is a LayerNorm; where there is no
+// node of our own, from operations that every backend has
 ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in, int il) {
     if (on_cpu(il)) {
         return cpu_partial_norm(ctx0, in, part.norm);
     }
-    ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, in.h));
-    cur = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, 1.0f/float(in.h->ne[0]), part.norm.eps));
-    return ggml_mul(ctx0, ggml_div(ctx0, in.h_ins, cur), in.w_ins);
+    const float inverse_n = 1.0f/float(in.h->ne[0]);
+
+    ggml_tensor * h     = in.h;
+    ggml_tensor * h_ins = in.h_ins;
+    if (part.norm.centered) {
+        ggml_tensor * mean = ggml_scale(ctx0, ggml_sum_rows(ctx0, in.h), inverse_n);
+        h     = ggml_sub(ctx0, in.h, mean);
+        h_ins = ggml_sub(ctx0, in.h_ins, mean);
+    }
+    ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, h));
+    cur = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, inverse_n, part.norm.eps));
+    cur = ggml_mul(ctx0, ggml_div(ctx0, h_ins, cur), in.ins.weight);
+    return in.ins.bias == nullptr ? cur : ggml_add(ctx0, cur, in.ins.bias);
 }
 
 // w @ [a, b]. A long prompt's activations are worth not copying: where the rows of w can be cut, as two products.

@@ -25,7 +25,7 @@ private:
     const reward_mode     mode;
 
     ggml_tensor * state    = nullptr; // h' where the taps have arrived, [e, T]
-    ggml_tensor * attn_ins = nullptr; // inserted heads' output of the current layer, [n*g*k', T]
+    ggml_tensor * attn_ins = nullptr; // inserted heads' output of the current layer, [n*g*k', T], until it is in h'
     ggml_tensor * act_ins  = nullptr; // inserted inner activation of the current layer, [f', T]
 
     int n_nodes_with_rewards = 0;
@@ -35,6 +35,8 @@ private:
     void on_ffn_norm (ggml_tensor * cur, int il);
     void on_l_out    (ggml_tensor * cur, int il);
     void on_result_norm(ggml_tensor * cur);
+
+    void add_attention(int64_t n_columns, int il);
 
     ggml_tensor * build_initial_state(ggml_tensor * h);
 
@@ -47,7 +49,7 @@ private:
 
     // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
     ggml_tensor * build_norm_mul_mat(const block_weight & w, const norm_input & in, int il);
-    ggml_tensor * build_norm_glu    (const block_weight & w, const norm_input & in, int il);
+    ggml_tensor * build_norm_act    (const block_weight & w, const norm_input & in, int il);
     ggml_tensor * build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b /* or null */,
             ggml_tensor * residual, int il);
     ggml_tensor * build_partial_norm(const norm_input & in, int il);

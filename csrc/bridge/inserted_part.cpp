@@ -1,5 +1,7 @@
 #include "inserted_part.h"
 
+#include "gguf/error.h"
+
 #include "ggml-cpu.h"
 
 #include <stdexcept>
@@ -41,7 +43,7 @@ static bool rotated(const llama_hparams & hparams, const block_traits & traits, 
 
 void inserted_part::extend_hparams(llama_hparams & hparams) {
     n_layer = int32_t(hparams.n_layer());
-    norm.eps = hparams.f_norm_rms_eps;
+    norm    = { traits.layer_norm ? hparams.f_norm_eps : hparams.f_norm_rms_eps, traits.layer_norm };
 
     if (hparams.n_layer_all != hparams.n_layer()) {
         throw std::runtime_error("a base with multi-token prediction layers cannot hold an insertion");
@@ -101,6 +103,18 @@ static void create_token_table(llama_model_base & model, llama_model_loader & lo
             {head.rank, model.vocab.n_tokens()}, 0);
 }
 
+// Forms of an architecture whose graph the inserted blocks do not follow.
+static void check_form(const llama_layer & layer) {
+    if (layer.ffn_norm == nullptr) {
+        throw otter_error(error_kind::unsupported,
+                "a base whose attention and FFN read one norm (StableLM 2 12B) cannot hold an insertion");
+    }
+    if (layer.attn_q_norm != nullptr && layer.attn_q_norm->ne[1] > 1) {
+        throw otter_error(error_kind::unsupported,
+                "a base with a norm for each query head by itself (StableLM 2 12B) cannot hold an insertion");
+    }
+}
+
 void inserted_part::create_tensors(llama_model_base & model, llama_model_loader & loader) {
     const auto & tn = model.tn;
     const auto & hp = model.hparams;
@@ -114,7 +128,21 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
     };
     const float residual_scale = hp.f_residual_scale == 0.0f ? 1.0f : hp.f_residual_scale;
     const auto create_weight = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
-        return block_weight { create(name, ne), norm, residual_scale, traits.gelu };
+        return block_weight { create(name, ne), nullptr, norm, residual_scale, traits.gelu, traits.gated };
+    };
+    // a map back to the residual
+    const auto create_output = [&](llm_tensor which, int32_t il, int64_t n_columns) {
+        block_weight weight = create_weight(tn(which, "otter.weight", il), {n_columns, e});
+        if (traits.output_biases) {
+            weight.bias = create(tn(which, "otter.bias", il), {e});
+        }
+        return weight;
+    };
+    const auto create_norm = [&](llm_tensor which, int32_t il) {
+        return norm_weights {
+            create(tn(which, "otter.weight", il), {e}),
+            traits.layer_norm ? create(tn(which, "otter.bias", il), {e}) : nullptr,
+        };
     };
 
     if (spec.state_table) {
@@ -123,6 +151,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
 
     for (int32_t il = 0; il < n_layer; ++il) {
         auto & layer = layers[il];
+        if (traits.layer_norm && e > 0) {
+            check_form(model.layers[il]);
+        }
 
         const int64_t k_ins = spec.n_head_kv[il];
         const int64_t q_ins = k_ins * hp.n_gqa(il);
@@ -132,9 +163,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         const int64_t f_base = hp.n_expert > 0 ? 0 : hp.n_ff(il);
 
         if (k_ins > 0) {
-            layer.attn_norm   = create(tn(LLM_TENSOR_ATTN_NORM, "otter.weight", il), {e});
+            layer.attn_norm   = create_norm(LLM_TENSOR_ATTN_NORM, il);
             layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
-            layer.attn_output = create_weight(tn(LLM_TENSOR_ATTN_OUT,  "otter.weight", il), {n*(hp.n_head(il) + q_ins), e});
+            layer.attn_output = create_output(LLM_TENSOR_ATTN_OUT, il, n*(hp.n_head(il) + q_ins));
 
             // the cache layer shifts its keys with the rotary factors of the layer it stands beside
             auto & cache_layer = model.layers[layer.cache_layer];
@@ -144,14 +175,14 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
             cache_layer.rope_short = model.layers[il].rope_short;
         }
         if (f_ins > 0) {
-            layer.ffn_norm = create(tn(LLM_TENSOR_FFN_NORM, "otter.weight", il), {e});
-            layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP,   "otter.weight", il), {d + e, 2*f_ins});
-            layer.ffn_down = create_weight(tn(LLM_TENSOR_FFN_DOWN, "otter.weight", il), {f_base + f_ins, e});
+            layer.ffn_norm = create_norm(LLM_TENSOR_FFN_NORM, il);
+            layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP, "otter.weight", il), {d + e, (traits.gated ? 2 : 1)*f_ins});
+            layer.ffn_down = create_output(LLM_TENSOR_FFN_DOWN, il, f_base + f_ins);
         }
     }
 
     if (reads_inserted_state()) {
-        output_norm = create(tn(LLM_TENSOR_OUTPUT_NORM, "otter.weight"), {e});
+        output_norm = create_norm(LLM_TENSOR_OUTPUT_NORM, -1);
     }
 
     for (const auto & head : spec.heads) {

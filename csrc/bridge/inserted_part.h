@@ -14,11 +14,11 @@ namespace otter {
 
 // Tensors of one layer; null where nothing is inserted. Shapes in ggml order (columns first).
 struct inserted_layer {
-    ggml_tensor * attn_norm = nullptr; // [e]
+    norm_weights  attn_norm;
     block_weight  attn_qkv;            // [d+e, n*(g*k' + 2*k')]
     block_weight  attn_output;         // [n*(H + g*k'), e]
-    ggml_tensor * ffn_norm = nullptr;  // [e]
-    block_weight  ffn_up;              // [d+e, 2*f'], gate above up
+    norm_weights  ffn_norm;
+    block_weight  ffn_up;              // [d+e, 2*f'], gate above up; [d+e, f'] where there is no gate
     block_weight  ffn_down;            // [f + f', e]; beside experts [f', e]
 
     int32_t cache_layer = -1;   // its layer in the KV cache, L + i
@@ -29,6 +29,9 @@ struct inserted_layer {
 struct block_traits {
     bool steps_without_rope = false; // each n_no_rope_layer_step-th layer attends without rotary embedding
     bool gelu               = false; // the FFN's activation is GELU instead of SiLU
+    bool gated              = true;  // the FFN has a gate beside its up map
+    bool layer_norm         = false; // norms are LayerNorm with biases instead of RMSNorm
+    bool output_biases      = false; // maps back to the residual have biases
 };
 
 struct inserted_head_tensors {
@@ -43,7 +46,7 @@ struct inserted_part {
     int32_t n_layer = 0; // L of the base
 
     ggml_tensor * token_embd  = nullptr; // [e, V], state source `table`
-    ggml_tensor * output_norm = nullptr; // [e]
+    norm_weights  output_norm;
 
     std::vector<inserted_layer>        layers;
     std::vector<inserted_head_tensors> heads;

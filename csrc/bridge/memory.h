@@ -6,9 +6,14 @@
 
 namespace otter {
 
-// Whether a shift works. llama.cpp's own answer leaves out keys that are quantized without having been mixed first
-// (a head size that is no multiple of 64, or LLAMA_ATTN_ROT_DISABLE set): it reads through a null pointer then.
+// Whether a shift works. llama.cpp's own answer leaves out models without rotary embedding, whose keys hold no position
+// that could be changed, and keys that are quantized without having been mixed first (a head size that is no multiple
+// of 64, or LLAMA_ATTN_ROT_DISABLE set): it reads through a null pointer then.
 bool can_shift(llama_context * ctx, ggml_type type_k);
+
+// How many positions a model has learned embeddings for (GPT-2), reading a further one would end the process; INT32_MAX
+// where it has none.
+int32_t n_learned_positions(const llama_model * model);
 
 // Rotate the keys whose positions were moved. llama.cpp does it at the beginning of the next decode: a state saved
 // before holds the keys unrotated, and a decode that is interrupted there leaves some layers rotated, and has them

@@ -140,10 +140,19 @@ void context::check_batch(const token_batch & batch) const {
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         owner->check_token(batch.tokens[i]);
         check_sequence(batch.sequences[i]);
-        if (batch.positions[i] < 0 || batch.positions[i] >= int32_t(llama_n_ctx(get()))) {
-            throw context_full_error("position " + std::to_string(batch.positions[i]) + " is outside the context of " +
-                    std::to_string(llama_n_ctx(get())) + " tokens");
-        }
+        check_position(batch.positions[i]);
+    }
+}
+
+void context::check_position(int64_t position) const {
+    if (position < 0 || position >= int64_t(llama_n_ctx(get()))) {
+        throw context_full_error("position " + std::to_string(position) + " is outside the context of " +
+                std::to_string(llama_n_ctx(get())) + " tokens");
+    }
+    const int32_t n_learned = n_learned_positions(llama_get_model(get()));
+    if (position >= n_learned) {
+        throw context_full_error("position " + std::to_string(position) + " is outside the " +
+                std::to_string(n_learned) + " positions that the model has learned");
     }
 }
 
@@ -154,10 +163,7 @@ void context::check_text(const int32_t * tokens, int32_t n_tokens, int32_t seque
         throw config_error("position " + std::to_string(position) + " in sequence " + std::to_string(sequence) +
                 ", expected " + (next > 0 ? "the next one, " : "0 or more; usually ") + std::to_string(next));
     }
-    if (int64_t(position) + n_tokens > int64_t(llama_n_ctx(get()))) {
-        throw context_full_error("position " + std::to_string(int64_t(position) + n_tokens - 1) +
-                " is outside the context of " + std::to_string(llama_n_ctx(get())) + " tokens");
-    }
+    check_position(int64_t(position) + n_tokens - 1);
     for (int32_t i = 0; i < n_tokens; ++i) {
         owner->check_token(tokens[i]);
     }

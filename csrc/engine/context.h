@@ -136,6 +136,7 @@ private:
     void check_shift(int32_t sequence, int32_t first, int32_t last, int32_t delta) const;
     void check_batch(const token_batch & batch) const;
     void check_sequence(int32_t sequence) const;
+    void check_position(int64_t position) const;
     void check_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) const;
     void check_output_row(int32_t row) const;
     void check_rows() const;

@@ -45,6 +45,15 @@ void check_scales(const gguf_file & file, const base_sizes & sizes, const tensor
     }
 }
 
+void check_rotated(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
+    const std::string key = sizes.architecture + ".rope.dimension_count";
+    const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
+    if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
+        file.fail_key(key, cat("is ", sizes.n_rot, ", expected the head size ", sizes.head_dim_k,
+                form.has(partial_rope) ? " or a smaller even number" : ""));
+    }
+}
+
 // What the graph of these architectures takes for granted beyond the keys' own ranges.
 void check_geometry(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
     const auto key_of = [&](const char * name) { return cat(sizes.architecture, ".", name); };
@@ -67,18 +76,18 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
         }
     }
 
-    if (!file.get_f32(key_of("attention.layer_norm_rms_epsilon"))) {
-        file.fail_key(key_of("attention.layer_norm_rms_epsilon"), "is missing, expected an f32");
+    const char * epsilon = form.has(layer_norms) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
+    if (!file.get_f32(key_of(epsilon))) {
+        file.fail_key(key_of(epsilon), "is missing, expected an f32");
+    }
+    if (form.has(parallel) && !file.get_bool(key_of("use_parallel_residual"))) {
+        file.fail_key(key_of("use_parallel_residual"), "is missing, expected a bool");
     }
     if (sizes.head_dim_k == 0 || sizes.head_dim_k % 2 != 0 || sizes.head_dim_k != sizes.head_dim_v) {
         file.fail_key(key_of("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
                 sizes.head_dim_v, " for values, expected the same even number"));
     }
-    const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
-    if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
-        file.fail_key(key_of("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
-                sizes.head_dim_k, form.has(partial_rope) ? " or a smaller even number" : ""));
-    }
+    check_rotated(file, sizes, form);
     if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
         file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
     }
@@ -118,13 +127,29 @@ private:
     void vector(const std::string & name, uint64_t n, bool required = true) {
         expected[name] = { { n }, required, true };
     }
+    void norm(const std::string & name, bool required = true) {
+        vector(name + ".weight", sizes.n_embd, required);
+        if (form.has(layer_norms)) {
+            vector(name + ".bias", sizes.n_embd, required);
+        }
+    }
+    // of a map: `optional`: the feature that allows it
+    void bias(const std::string & name, uint64_t n, feature optional) {
+        if (form.has(all_biases) || form.has(optional)) {
+            vector(name + ".bias", n, form.has(all_biases));
+        }
+    }
 
     void expect_tensors() {
         matrix("token_embd", { sizes.n_embd, sizes.n_vocab });
         if (!form.has(tied)) {
-            matrix("output", { sizes.n_embd, sizes.n_vocab }, false);
+            matrix("output", { sizes.n_embd, sizes.n_vocab }, form.has(untied));
         }
-        vector("output_norm.weight", sizes.n_embd);
+        norm("output_norm");
+        if (form.has(positions)) {
+            const std::string n_positions = sizes.architecture + ".context_length";
+            matrix("position_embd", { sizes.n_embd, parts.head().get_u32(n_positions).value_or(0) });
+        }
         if (form.has(output_bias)) {
             vector("output.bias", sizes.n_vocab, false);
         }
@@ -137,7 +162,7 @@ private:
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
             const std::string layer = cat("blk.", i, ".");
             expect_attention(layer);
-            vector(layer + "ffn_norm.weight", sizes.n_embd);
+            norm(layer + "ffn_norm", !form.has(other_norms));
             if (sizes.n_expert == 0) {
                 expect_ffn(layer);
             } else {
@@ -151,43 +176,43 @@ private:
         const uint64_t n_q = uint64_t(sizes.head_dim_k) * sizes.n_head[0];
         const uint64_t n_k = uint64_t(sizes.head_dim_k) * sizes.n_head_kv[0];
 
-        vector(layer + "attn_norm.weight", d);
-        if (has(layer + "attn_qkv.weight")) {
+        norm(layer + "attn_norm");
+        if (form.has(fused_qkv) || has(layer + "attn_qkv.weight")) {
             matrix(layer + "attn_qkv", { d, n_q + 2 * n_k });
-            vector(layer + "attn_qkv.bias", n_q + 2 * n_k, false);
+            vector(layer + "attn_qkv.bias", n_q + 2 * n_k, form.has(all_biases));
         } else {
             matrix(layer + "attn_q", { d, n_q });
             matrix(layer + "attn_k", { d, n_k });
             matrix(layer + "attn_v", { d, n_k });
         }
-        if (!has(layer + "attn_qkv.bias")) {
+        if (!form.has(fused_qkv) && !has(layer + "attn_qkv.bias")) {
             vector(layer + "attn_q.bias", n_q, false);
             vector(layer + "attn_k.bias", n_k, false);
             vector(layer + "attn_v.bias", n_k, false);
         }
         matrix(layer + "attn_output", { n_q, d });
-        if (form.has(map_biases)) {
-            vector(layer + "attn_output.bias", d, false);
-        }
+        bias(layer + "attn_output", d, map_biases);
         if (form.has(head_norms)) {
             vector(layer + "attn_q_norm.weight", sizes.head_dim_k);
             vector(layer + "attn_k_norm.weight", sizes.head_dim_k);
+        }
+        if (form.has(other_norms)) {
+            expected[layer + "attn_q_norm.weight"] = { { sizes.head_dim_k, sizes.n_head[0] }, false, true };
+            expected[layer + "attn_k_norm.weight"] = { { sizes.head_dim_k, sizes.n_head_kv[0] }, false, true };
         }
     }
 
     void expect_ffn(const std::string & layer) {
         const uint64_t d = sizes.n_embd;
         const uint64_t f = sizes.n_ff[0];
-        if (!form.has(fused_gate)) {
+        if (!form.has(ungated) && !form.has(fused_gate)) {
             matrix(layer + "ffn_gate", { d, f });
+            bias(layer + "ffn_gate", f, map_biases);
         }
         matrix(layer + "ffn_up", { d, form.has(fused_gate) ? 2 * f : f });
+        bias(layer + "ffn_up", f, map_biases);
         matrix(layer + "ffn_down", { f, d });
-        if (form.has(map_biases)) {
-            vector(layer + "ffn_gate.bias", f, false);
-            vector(layer + "ffn_up.bias", f, false);
-            vector(layer + "ffn_down.bias", d, false);
-        }
+        bias(layer + "ffn_down", d, map_biases);
     }
 
     void expect_experts(const std::string & layer) {

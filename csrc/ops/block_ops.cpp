@@ -31,15 +31,16 @@ float * column(ggml_tensor * t, int64_t i) {
     return (float *) ((char *) t->data + i*t->nb[1]);
 }
 
-// 1/rms(h). Several sums at once: one would wait for itself at every step.
-float inverse_rms(const float * h, int64_t n, float eps) {
+// The mean of value(h[i]). Several sums at once: one would wait for itself at every step.
+template <class function>
+float mean_of(const float * h, int64_t n, function value) {
     constexpr int64_t n_sums = 16;
 
     float   sums[n_sums] = {};
     int64_t i            = 0;
     for (; i + n_sums <= n; i += n_sums) {
         for (int64_t j = 0; j < n_sums; ++j) {
-            sums[j] += h[i + j]*h[i + j];
+            sums[j] += value(h[i + j]);
         }
     }
     double sum = 0.0;
@@ -47,19 +48,36 @@ float inverse_rms(const float * h, int64_t n, float eps) {
         sum += double(part);
     }
     for (; i < n; ++i) {
-        sum += double(h[i]*h[i]);
+        sum += double(value(h[i]));
     }
-    return 1.0f/sqrtf(float(sum/double(n)) + eps);
+    return float(sum/double(n));
 }
 
-void norm_inserted(float * dst, const ggml_tensor * h, const ggml_tensor * h_ins, const ggml_tensor * w_ins,
-        int64_t i, float eps) {
-    const float   scale = inverse_rms(column(h, i), h->ne[0], eps);
-    const float * x     = column(h_ins, i);
-    const float * w     = (const float *) w_ins->data;
+// What a norm subtracts and multiplies with: 0 and 1/rms(h), or mean(h) and 1/std(h).
+struct norm_statistic {
+    float mean;
+    float scale;
 
+    norm_statistic(const float * h, int64_t n, const norm_params & norm) :
+        mean(norm.centered ? mean_of(h, n, [](float x) { return x; }) : 0.0f),
+        scale(1.0f/sqrtf(mean_of(h, n, [m = mean](float x) { return (x - m)*(x - m); }) + norm.eps)) {}
+};
+
+// `bias` null: RMSNorm
+void norm_inserted(float * dst, const ggml_tensor * h, const ggml_tensor * h_ins, const ggml_tensor * weight,
+        const ggml_tensor * bias, int64_t i, const norm_params & norm) {
+    const norm_statistic of(column(h, i), h->ne[0], norm);
+
+    const float * x = column(h_ins, i);
+    const float * w = (const float *) weight->data;
     for (int64_t j = 0; j < h_ins->ne[0]; ++j) {
-        dst[j] = x[j]*scale*w[j];
+        dst[j] = (x[j] - of.mean)*of.scale*w[j];
+    }
+    if (bias != nullptr) {
+        const float * b = (const float *) bias->data;
+        for (int64_t j = 0; j < h_ins->ne[0]; ++j) {
+            dst[j] += b[j];
+        }
     }
 }
 
@@ -127,14 +145,13 @@ packed_input pack_norm_input(const ggml_tensor * dst, const block_weight & weigh
     const ggml_tensor * y     = dst->src[0];
     const ggml_tensor * h     = dst->src[1];
     const ggml_tensor * h_ins = dst->src[2];
-    const ggml_tensor * w_ins = dst->src[3];
 
     thread_local std::vector<float> y_ins;
     y_ins.resize(size_t(h_ins->ne[0]));
 
     packed_input input(weight.tensor, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
-        norm_inserted(y_ins.data(), h, h_ins, w_ins, i, weight.norm.eps);
+        norm_inserted(y_ins.data(), h, h_ins, dst->src[3], dst->src[4], i, weight.norm);
         input.pack(i, column(y, i), y->ne[0], y_ins.data(), h_ins->ne[0]);
     }
     return input;
@@ -143,8 +160,8 @@ packed_input pack_norm_input(const ggml_tensor * dst, const block_weight & weigh
 void compute_partial_norm(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const row_range tokens(dst->ne[1], ith, nth);
     for (int64_t i = tokens.begin; i < tokens.end; ++i) {
-        norm_inserted(column(dst, i), dst->src[0], dst->src[1], dst->src[2], i,
-                static_cast<const norm_params *>(userdata)->eps);
+        norm_inserted(column(dst, i), dst->src[0], dst->src[1], dst->src[2], dst->src[3], i,
+                *static_cast<const norm_params *>(userdata));
     }
 }
 
@@ -175,7 +192,7 @@ float gelu(float x) {
     return ggml_fp16_to_fp32(ggml_fp32_to_fp16(0.5f*rounded*(1.0f + tanhf(inner))));
 }
 
-void compute_norm_glu(ggml_tensor * dst, int ith, int nth, void * userdata) {
+void compute_norm_act(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const auto &        block  = *static_cast<const block_weight *>(userdata);
     const ggml_tensor * weight = block.tensor;
     const packed_input  input  = pack_norm_input(dst, block);
@@ -184,11 +201,13 @@ void compute_norm_glu(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const row_range rows = thread_rows(weight, n, ith, nth);
 
     thread_local std::vector<float> up;
-    up.resize(size_t(rows.end - rows.begin));
+    up.assign(size_t(rows.end - rows.begin), 1.0f);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
         float * out = column(dst, i) + rows.begin;
-        multiply(weight, rows.begin,     rows.end,     input[i], out); // gate
-        multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
+        multiply(weight, rows.begin, rows.end, input[i], out);
+        if (block.gated) {
+            multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
+        }
         for (size_t j = 0; j < up.size(); ++j) {
             out[j] = (block.gelu ? gelu(out[j]) : silu(out[j]))*up[j];
         }
@@ -201,6 +220,7 @@ void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * residual = dst->src[0];
     const ggml_tensor * a        = dst->src[1];
     const ggml_tensor * b        = dst->src[2]; // or null
+    const float *       bias     = block.bias != nullptr ? (const float *) block.bias->data : nullptr;
 
     packed_input input(weight, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
@@ -216,7 +236,8 @@ void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
         float * out = column(dst, i);
         multiply(weight, rows.begin, rows.end, input[i], out + rows.begin);
         for (int64_t row = rows.begin; row < rows.end; ++row) {
-            out[row] = block.scale*out[row] + column(residual, i)[row];
+            const float product = bias != nullptr ? out[row] + bias[row] : out[row];
+            out[row] = block.scale*product + column(residual, i)[row];
         }
     }
 }
@@ -238,27 +259,23 @@ ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_te
             const_cast<void *>(userdata));
 }
 
-template <size_t n>
-ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor * (&args)[n], ggml_custom_op_t fun,
-        const void * userdata) {
-    return custom(ctx, rows, n_tokens, args, int(n), fun, userdata);
-}
-
 } // namespace
 
 ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const norm_params & norm) {
-    ggml_tensor * args[] = { in.h, in.h_ins, in.w_ins };
-    return custom(ctx, in.h_ins->ne[0], in.h->ne[1], args, compute_partial_norm, &norm);
+    ggml_tensor * args[] = { in.h, in.h_ins, in.ins.weight, in.ins.bias };
+    return custom(ctx, in.h_ins->ne[0], in.h->ne[1], args, in.ins.bias == nullptr ? 3 : 4, compute_partial_norm, &norm);
 }
 
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, weight.tensor->ne[1], in.y->ne[1], args, compute_norm_mul_mat, &weight);
+    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.ins.weight, in.ins.bias };
+    const int     n_args = in.ins.bias == nullptr ? 4 : 5;
+    return custom(ctx, weight.tensor->ne[1], in.y->ne[1], args, n_args, compute_norm_mul_mat, &weight);
 }
 
-ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.w_ins };
-    return custom(ctx, weight.tensor->ne[1]/2, in.y->ne[1], args, compute_norm_glu, &weight);
+ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
+    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.ins.weight, in.ins.bias };
+    const int     n_args = in.ins.bias == nullptr ? 4 : 5;
+    return custom(ctx, weight.tensor->ne[1]/(weight.gated ? 2 : 1), in.y->ne[1], args, n_args, compute_norm_act, &weight);
 }
 
 ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
@@ -269,7 +286,7 @@ ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, g
 
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
     ggml_tensor * args[] = { a, b };
-    return custom(ctx, a->ne[0] + b->ne[0], a->ne[1], args, compute_concat, nullptr);
+    return custom(ctx, a->ne[0] + b->ne[0], a->ne[1], args, 2, compute_concat, nullptr);
 }
 
 bool cpu_readable(const ggml_tensor * weight) {

@@ -11,25 +11,34 @@
 namespace otter {
 
 struct norm_params {
-    float eps = 0.0f;
+    float eps      = 0.0f;
+    bool  centered = false; // LayerNorm: the mean of h is subtracted first
+};
+
+// Inserted weights of a norm.
+struct norm_weights {
+    ggml_tensor * weight = nullptr; // [e]; null where nothing is inserted
+    ggml_tensor * bias   = nullptr; // [e]; null but for LayerNorm
 };
 
 // A weight that fused nodes multiply with. They take it as their user data, not as a source: the scheduler would refuse a
 // source that ggml has rearranged. So it must outlive every graph.
 struct block_weight {
     ggml_tensor * tensor = nullptr; // null where nothing is inserted
+    ggml_tensor * bias   = nullptr; // [rows], of a product that is added to the residual; null where there is none
     norm_params   norm;
     float         scale = 1.0f;  // of a product that is added to the residual
-    bool          gelu  = false; // of gates: GELU in its tanh form instead of SiLU
+    bool          gelu  = false; // the activation is GELU in its tanh form instead of SiLU
+    bool          gated = true;  // the activation is a gate's: the weight holds two matrices, gate above up
 };
 
 // Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
-// normed by it (partial norm: y' = w' * h' / rms(h)).
+// normed by it (partial norm: y' = w' * h' / rms(h), or w' * (h' - mean(h)) / std(h) + b').
 struct norm_input {
     ggml_tensor * y;
     ggml_tensor * h;
     ggml_tensor * h_ins;
-    ggml_tensor * w_ins; // [e]
+    norm_weights  ins;
 };
 
 // y' -> [e, T]
@@ -38,10 +47,11 @@ ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const 
 // weight @ [y, y'] -> [rows, T]
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// activation(gate @ x) * (up @ x) with x = [y, y'] and weight = gate above up -> [rows/2, T]
-ggml_tensor * cpu_norm_glu(ggml_context * ctx, const block_weight & weight, const norm_input & in);
+// With x = [y, y'] -> activation(weight @ x) [rows, T]; gated: weight = gate above up -> activation(gate @ x) * (up @ x)
+// [rows/2, T]
+ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// residual + scale * (weight @ [a, b]) -> [rows, T]; b may be null
+// residual + scale * (weight @ [a, b] + bias) -> [rows, T]; b may be null
 ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
         ggml_tensor * residual);
 

@@ -25,7 +25,7 @@ class SubLayer:
     norm: str
     """The norm whose output the input maps read."""
     inputs: tuple[str, ...]
-    """Linear maps that read the normed state: queries, keys, values; or gate, up.
+    """Linear maps that read the normed state: queries, keys, values; gate, up, or up alone.
 
     One path in several places is a fused map, whose rows are those parts in that order."""
     output: str
@@ -34,14 +34,18 @@ class SubLayer:
     """Module of the element-wise function between them, if there is one."""
     input_bias: bool = False
     """Whether the input maps have biases; those stay with the base's rows, inserted rows have none."""
+    output_bias: bool = False
+    """Whether the output map has a bias; inserted rows have one then."""
+    by_head: bool = False
+    """Whether the rows of a fused map stand head by head: queries, key and value of one KV head, then of the next."""
     head_norms: tuple[str, ...] = ()
     """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
     experts: str = ""
     """Module of a mixture of experts. Then ``inputs`` and ``output`` are no modules of the base: the inserted maps
     stand beside the experts, as children of that module."""
     split_sizes: tuple[str, ...] = ()
-    """Attributes of the attention module by which its code cuts the output of a fused map: numbers of heads, or of
-    their channels."""
+    """Attributes of the attention module by which its code cuts the outputs of its maps: numbers of heads, or of their
+    channels."""
 
 
 ATTENTION = SubLayer(
@@ -62,6 +66,10 @@ EXPERTS = SubLayer(
     experts="mlp",
 )
 NOT_WIDENED_EXPERTS = "what is inserted into its FFN stands beside the experts"
+
+
+_ROPE_THETA = 10000.0
+"""llama.cpp's base of rotary frequencies for files that do not say it."""
 
 
 def same_config(_config: Any) -> str | None:
@@ -108,6 +116,8 @@ class Architecture:
     decoder: str = "model"
     """The module that maps tokens to final normed states."""
     embedding: str = "model.embed_tokens"
+    positions: str = ""
+    """The embedding of positions that is added to that of tokens, if there is one."""
     layers: str = "model.layers"
     attention: SubLayer = ATTENTION
     attention_module: str = "self_attn"
@@ -118,14 +128,19 @@ class Architecture:
     lm_head: str = "lm_head"
     norm_epsilon: str = "variance_epsilon"
     """Attribute of a norm module that holds its epsilon."""
+    layer_norm: bool = False
+    """Whether norms are LayerNorm with biases instead of RMSNorm."""
     norm_offset: float = 0.0
     """What the base's norms add to their weights. Inserted weights and those of a GGUF are the sums."""
     n_ff: str = "intermediate_size"
-    """Field of the configuration that says the FFN's inner size; of one expert in a mixture of experts."""
+    """Field of the configuration that says the FFN's inner size, four times the width where it says nothing; of one
+    expert in a mixture of experts."""
     n_expert: str = ""
     """Field of the configuration that says how many experts an FFN has, if it has them."""
-    activation: str = "silu"
-    """``hidden_act``, which llama.cpp takes for granted."""
+    hidden_act: str = "hidden_act"
+    """Field of the configuration that names the FFN's activation."""
+    activations: tuple[str, ...] = ("silu",)
+    """Each ``hidden_act`` that is what llama.cpp takes for granted, up to rounding or a known approximation."""
     not_widened: str = ""
     """Why there is no plainly widened checkpoint of it, if there is none."""
 
@@ -138,7 +153,7 @@ class Architecture:
     def tested(self) -> str:
         """What ``tests/native/test_architectures.py`` and ``tests/training`` prove of it, in a few words."""
         # ggml looks every function but SiLU up in a table of 16-bit numbers: logits and rewards are both off by that
-        precision = "1e-4" if self.activation == "silu" else "twice the difference of the logits"
+        precision = "1e-4" if self.activations == ("silu",) else "twice the difference of the logits"
         widened = () if self.not_widened else ("widened checkpoints",)
         return "; ".join(("logits bit for bit", f"rewards as in torch, to {precision}", *widened))
 
@@ -149,8 +164,9 @@ class Architecture:
             UnsupportedError: llama.cpp would run a model of this configuration otherwise than transformers.
         """
         reason = self.refusal(config)
-        if config.hidden_act != self.activation:
-            reason = f"hidden_act is {config.hidden_act}, expected {self.activation}"
+        activation = getattr(config, self.hidden_act)
+        if activation not in self.activations:
+            reason = f"{self.hidden_act} is {activation}, expected {' or '.join(self.activations)}"
         if reason:
             raise UnsupportedError(f"a {self.model_class} that llama.cpp cannot run: {reason}")
         return BaseGeometry(
@@ -158,12 +174,22 @@ class Architecture:
             n_layer=config.num_hidden_layers,
             n_embd=config.hidden_size,
             n_head=config.num_attention_heads,
-            n_head_kv=config.num_key_value_heads,
+            n_head_kv=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            n_ff=getattr(config, self.n_ff),
+            n_ff=getattr(config, self.n_ff) or 4 * config.hidden_size,
             n_vocab=config.vocab_size,
             n_expert=getattr(config, self.n_expert) if self.n_expert else 0,
         )
+
+
+def unwritten_rope(config: Any) -> str | None:
+    """The reason to refuse a rotary embedding whose frequencies llama.cpp's converter does not write."""
+    rope = config.rope_parameters
+    if rope["rope_type"] != "default" or rope["rope_theta"] != _ROPE_THETA:
+        return (
+            f"its rotary embedding is {rope}, and llama.cpp's converter keeps a plain one of base {_ROPE_THETA:g} only"
+        )
+    return None
 
 
 def sliding_window(config: Any) -> str | None:

@@ -24,6 +24,6 @@ ARCHITECTURE = Architecture(
     refusal=_refusal,
     norm_epsilon="eps",
     norm_offset=1.0,
-    activation="gelu_pytorch_tanh",
+    activations=("gelu_pytorch_tanh",),
     not_widened="its embeddings would be scaled by the root of the larger width",
 )

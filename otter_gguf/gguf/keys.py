@@ -117,12 +117,19 @@ INSERTED_MARK = ".otter."  # in every tensor name below, in no name of a base
 # Tensor names. Shapes are in GGUF order: [columns, rows].
 TOKEN_EMBD = "token_embd.otter.weight"  # [e, V], only with state source `table`
 ATTN_NORM = "blk.{layer}.attn_norm.otter.weight"  # [e]
+ATTN_NORM_BIAS = "blk.{layer}.attn_norm.otter.bias"  # [e], only of LayerNorm
 ATTN_QKV = "blk.{layer}.attn_qkv.otter.weight"  # [d+e, n*(g*k' + 2*k')], rows: queries, keys, values
 ATTN_OUTPUT = "blk.{layer}.attn_output.otter.weight"  # [n*(H + g*k'), e]
+ATTN_OUTPUT_BIAS = "blk.{layer}.attn_output.otter.bias"  # [e], only where the base has one
 FFN_NORM = "blk.{layer}.ffn_norm.otter.weight"  # [e]
-FFN_UP = "blk.{layer}.ffn_up.otter.weight"  # [d+e, 2*f'], rows: gate, up (as llama.cpp's Phi-3 stacks them)
+FFN_NORM_BIAS = "blk.{layer}.ffn_norm.otter.bias"  # [e], only of LayerNorm
+FFN_UP = (
+    "blk.{layer}.ffn_up.otter.weight"  # [d+e, 2*f'], rows: gate, up (as llama.cpp's Phi-3 stacks them); or up alone
+)
 FFN_DOWN = "blk.{layer}.ffn_down.otter.weight"  # [f + f', e]; beside experts [f', e]
+FFN_DOWN_BIAS = "blk.{layer}.ffn_down.otter.bias"  # [e], only where the base has one
 OUTPUT_NORM = "output_norm.otter.weight"  # [e]
+OUTPUT_NORM_BIAS = "output_norm.otter.bias"  # [e], only of LayerNorm
 HEAD_WEIGHT = "cls.output.{name}.otter.weight"  # [e, d or d+e; labels, or r+1: W, then w]
 HEAD_BIAS = "cls.output.{name}.otter.bias"  # [labels, or r+1: c, then b]
 HEAD_TABLE = "cls.table.{name}.otter.weight"  # [r, V], only of vocabulary heads

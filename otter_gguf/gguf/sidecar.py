@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
-from .. import _native
+from .. import _native, architectures
+from ..architectures import Architecture
 from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from ..text import listed
@@ -41,24 +42,22 @@ BASE_SIZE_KEYS: tuple[tuple[Key, str], ...] = (
 
 
 def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
-    """Every inserted tensor of a configuration in file order, with its shape in GGUF order (columns first)."""
+    """Every inserted tensor of a configuration in file order, with its shape in GGUF order (columns first).
+
+    ``UnsupportedError`` for an architecture without a file in :mod:`otter_gguf.architectures`.
+    """
     base, width = config.base, config.width
-    state = base.n_embd + width
+    architecture = architectures.of_gguf(base.architecture)[0]
     shapes: dict[str, Shape] = {}
     if config.state_source == "table":
         shapes[keys.TOKEN_EMBD] = (width, base.n_vocab)
-    for layer, (n_kv, n_ff) in enumerate(zip(config.n_head_kv, config.n_ff, strict=True)):
-        if n_kv:
-            n_query = config.n_query_heads(layer)
-            shapes[keys.ATTN_NORM.format(layer=layer)] = (width,)
-            shapes[keys.ATTN_QKV.format(layer=layer)] = (state, base.head_dim * (n_query + 2 * n_kv))
-            shapes[keys.ATTN_OUTPUT.format(layer=layer)] = (base.head_dim * (base.n_head + n_query), width)
-        if n_ff:
-            shapes[keys.FFN_NORM.format(layer=layer)] = (width,)
-            shapes[keys.FFN_UP.format(layer=layer)] = (state, 2 * n_ff)
-            shapes[keys.FFN_DOWN.format(layer=layer)] = (config.ffn_columns(layer), width)
+    for layer in range(base.n_layer):
+        names = {**_attention_tensors(config, architecture, layer), **_ffn_tensors(config, architecture, layer)}
+        shapes |= {name.format(layer=layer): shape for name, shape in names.items()}
     if any(head.input != "base" for head in config.heads):
         shapes[keys.OUTPUT_NORM] = (width,)
+        if architecture.layer_norm:
+            shapes[keys.OUTPUT_NORM_BIAS] = (width,)
     for head in config.heads:
         shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), config.head_rows(head))
         shapes[keys.HEAD_BIAS.format(name=head.name)] = (config.head_rows(head),)
@@ -67,9 +66,37 @@ def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
     return shapes
 
 
+def _attention_tensors(config: InsertionConfig, architecture: Architecture, layer: int) -> dict[str, Shape]:
+    """The inserted tensors of a layer's attention, by their names without its number."""
+    base, width, n_kv, n_query = config.base, config.width, config.n_head_kv[layer], config.n_query_heads(layer)
+    if not n_kv:
+        return {}
+    return {
+        keys.ATTN_NORM: (width,),
+        **({keys.ATTN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
+        keys.ATTN_QKV: (base.n_embd + width, base.head_dim * (n_query + 2 * n_kv)),
+        keys.ATTN_OUTPUT: (base.head_dim * (base.n_head + n_query), width),
+        **({keys.ATTN_OUTPUT_BIAS: (width,)} if architecture.attention.output_bias else {}),
+    }
+
+
+def _ffn_tensors(config: InsertionConfig, architecture: Architecture, layer: int) -> dict[str, Shape]:
+    """The inserted tensors of a layer's FFN, by their names without its number."""
+    base, width, n_ff = config.base, config.width, config.n_ff[layer]
+    if not n_ff:
+        return {}
+    return {
+        keys.FFN_NORM: (width,),
+        **({keys.FFN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
+        keys.FFN_UP: (base.n_embd + width, len(architecture.ffn.inputs) * n_ff),
+        keys.FFN_DOWN: (config.ffn_columns(layer), width),
+        **({keys.FFN_DOWN_BIAS: (width,)} if architecture.ffn.output_bias else {}),
+    }
+
+
 def stays_float32(tensor_name: str) -> bool:
-    """Norms and heads are small and sensitive: they are F32 in every sidecar. Token tables are large."""
-    return "norm." in tensor_name or tensor_name.startswith("cls.output.")
+    """Norms, biases and heads are small and sensitive: they are F32 in every sidecar. Token tables are large."""
+    return "norm." in tensor_name or tensor_name.endswith(".bias") or tensor_name.startswith("cls.output.")
 
 
 def is_sidecar(file: _native.GgufFile) -> bool:

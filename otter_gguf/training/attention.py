@@ -95,8 +95,11 @@ def _model_attention(module: nn.Module, config: PreTrainedConfig) -> Callable[..
 def _as_in_base(x: Tensor, base: _BaseHeads, index: int) -> Tensor:
     """The base's heads (B, heads, T, n) of queries (index 0), keys or values, laid out in memory as in the base."""
     heads = x[:, : base.counts[index]]
-    if not base.split_sizes or _has_no_gaps(x):
+    if _has_no_gaps(x):
         return _compact(heads)
+    if not base.split_sizes:  # queries, key and value of a head stand together
+        strides = [size * heads.shape[1] // x.shape[1] if size > x.stride(1) else size for size in x.stride()]
+        return torch.empty_strided(heads.shape, strides, dtype=x.dtype, device=x.device).copy_(heads)
     first, row_size = (base.head_dim * sum(counts) for counts in (base.counts[:index], base.counts))
     tokens = cut_out_of_rows(heads.transpose(1, 2).flatten(2), row_size, first)
     return tokens.view(*tokens.shape[:2], -1, base.head_dim).transpose(1, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..errors import MismatchError
 from .modules import BASE_INFIX, INFIX
 
 _DOMAIN = b"otter-base-1\n"
+_NORM = r"norm|\.ln_"
 
 
 def base_fingerprint(model: PreTrainedModel, geometry: BaseGeometry) -> str:
@@ -39,7 +41,7 @@ def _norms(model: PreTrainedModel) -> dict[str, Tensor]:
     return {
         name.replace(BASE_INFIX, "."): parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 1 and "norm" in name and INFIX not in name
+        if parameter.ndim == 1 and re.search(_NORM, name) and INFIX not in name
     }
 
 

@@ -2,7 +2,7 @@
 
 ``copy`` takes the base's own rows and zeros over h'. With the same e channels everywhere, h' then is an exact copy of
 those channels of h at every layer, which is a likely reason why the paper found copying best. ``normal`` and
-``uniform`` draw matrices and tables and leave norm weights at 1.
+``uniform`` draw matrices and tables and leave norm weights at 1, biases at 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..config import InsertionConfig
 from ..errors import ConfigError, UnsupportedError
 from .layout import Widening
 from .modules import Inserted, ValueHead, Widened, WidenedExperts, WidenedRMSNorm
-from .peft_base import is_plain, linear_rows, table_columns
+from .peft_base import is_plain, linear_rows, map_bias, table_columns
 
 Init = Literal["copy", "normal", "uniform"]
 
@@ -48,11 +48,15 @@ def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std:
         module = model.get_submodule(widening.path)
         if not hasattr(module, "otter"):
             continue
-        weight = cast(Inserted, module.otter).weight
+        weight, bias = cast(Inserted, module.otter).weight, cast(Inserted, module.otter).bias
+        if bias is not None:
+            bias.zero_()
         if init == "copy" and widening.kind == "beside":
             _copy_expert(weight, cast(WidenedExperts, model.get_submodule(widening.path.rpartition(".")[0])), widening)
         elif init == "copy":
             _copy(weight, cast(Widened, module), widening, dtype)
+            if bias is not None:
+                bias.copy_(map_bias(cast(Widened, module).base, widening.rows, widening.base_columns, dtype))
         elif widening.kind == "norm":
             weight.fill_(1.0)
         else:
@@ -85,7 +89,8 @@ def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtyp
     elif is_plain(module.base):
         norm = module.base.get_parameter("weight")
         weight.copy_(norm.index_select(0, torch.tensor(widening.rows, device=norm.device)))
-        weight.add_(cast(WidenedRMSNorm, module).base_offset)
+        if isinstance(module, WidenedRMSNorm):
+            weight.add_(module.base_offset)
     else:
         raise UnsupportedError(f"{widening.path}: copy initialisation needs a norm without an adapter; merge it first")
 

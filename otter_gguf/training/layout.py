@@ -47,6 +47,8 @@ class Widening:
     """Input size of the inserted rows."""
     parts: tuple[Part, ...] = ()
     """The maps in a fused one, in the order of its rows; of an ``activation``: in the map whose output it reads."""
+    bias: bool = False
+    """Whether the inserted rows have a bias."""
 
 
 def layout(architecture: Architecture, config: InsertionConfig) -> list[Widening]:
@@ -57,34 +59,42 @@ def layout(architecture: Architecture, config: InsertionConfig) -> list[Widening
 def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[Widening]:
     base, channels = config.base, _channels(config)
     yield Widening(architecture.embedding, config.state_source, channels)
+    if architecture.positions:  # a table has none: what they mean to h' is learned from h
+        yield Widening(architecture.positions, "slice" if config.state_source == "slice" else "pad", channels)
     for i in range(base.n_layer):
         layer = f"{architecture.layers}.{i}."
         if config.n_head_kv[i]:
             sizes = (base.n_head * base.head_dim, base.n_head_kv * base.head_dim, base.n_head_kv * base.head_dim)
-            yield from _widened(layer, architecture.attention, config, sizes, _attention_rows(config, i))
+            yield from _widened(layer, architecture, architecture.attention, config, sizes, _attention_rows(config, i))
             for path, heads in zip(architecture.attention.head_norms, (base.n_head, base.n_head_kv), strict=False):
                 yield Widening(layer + path, "heads", base_columns=heads)
         else:
             yield from _untouched(layer, architecture.attention, base.n_embd)
         if config.n_ff[i]:
             rows, count = tuple(row % base.n_ff for row in range(config.n_ff[i])), len(architecture.ffn.inputs)
-            yield from _widened(layer, architecture.ffn, config, (base.n_ff,) * count, (rows,) * count)
+            yield from _widened(layer, architecture, architecture.ffn, config, (base.n_ff,) * count, (rows,) * count)
         else:
             yield from _untouched(layer, architecture.ffn, base.n_embd)
     reads_inserted = any(head.input != "base" for head in config.heads)
-    yield Widening(architecture.norm, "norm" if reads_inserted else "narrow", channels, base.n_embd)
+    final: Kind = "norm" if reads_inserted else "narrow"
+    yield Widening(architecture.norm, final, channels, base.n_embd, bias=architecture.layer_norm)
     yield Widening(architecture.lm_head, "narrow", base_columns=base.n_embd)
 
 
 def _widened(
-    layer: str, sub_layer: SubLayer, config: InsertionConfig, sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...]
+    layer: str,
+    architecture: Architecture,
+    sub_layer: SubLayer,
+    config: InsertionConfig,
+    sizes: tuple[int, ...],
+    rows: tuple[tuple[int, ...], ...],
 ) -> Iterator[Widening]:
     """Norm, input maps with the given rows, output map with e rows over the inner sizes of base and insertion.
 
     ``sizes``: rows of each of the base's input maps.
     """
     d, channels, inner = config.base.n_embd, _channels(config), sizes[0]
-    yield Widening(layer + sub_layer.norm, "norm", channels, d)
+    yield Widening(layer + sub_layer.norm, "norm", channels, d, bias=architecture.layer_norm)
     if sub_layer.experts:
         yield Widening(layer + sub_layer.experts, "experts", base_columns=d)
         for i, (path, input_rows) in enumerate(zip(sub_layer.inputs, rows, strict=True)):
@@ -92,16 +102,21 @@ def _widened(
             yield Widening(layer + path, "beside", stacked, d, d + config.width)
         yield Widening(layer + sub_layer.output, "beside", channels, columns=len(rows[0]))
         return
-    inputs = list(_input_maps(layer, sub_layer, sizes, rows, d, d + config.width))
+    inputs = list(_input_maps(layer, sub_layer, config, sizes, rows))
     yield from inputs
     if sub_layer.activation:
         yield Widening(layer + sub_layer.activation, "activation", base_columns=inner, parts=inputs[0].parts)
-    yield Widening(layer + sub_layer.output, "linear", channels, inner, inner + len(rows[0]))
+    bias = sub_layer.output_bias
+    yield Widening(layer + sub_layer.output, "linear", channels, inner, inner + len(rows[0]), bias=bias)
 
 
 def _input_maps(
-    layer: str, sub_layer: SubLayer, sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...], d: int, columns: int
+    layer: str, sub_layer: SubLayer, config: InsertionConfig, sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...]
 ) -> Iterator[Widening]:
+    d, columns = config.base.n_embd, config.base.n_embd + config.width
+    if sub_layer.by_head:  # appended heads are appended rows
+        yield Widening(layer + sub_layer.inputs[0], "linear", _by_head(sizes, rows, config.base.n_head_kv), d, columns)
+        return
     maps = zip(sub_layer.inputs, sizes, rows, strict=True)
     for path, group in groupby(maps, key=lambda entry: entry[0]):
         members = [(size, input_rows) for _, size, input_rows in group]
@@ -112,6 +127,18 @@ def _input_maps(
         first = [sum(part.base for part in parts[:i]) for i in range(len(parts))]
         fused_rows = tuple(start + row for start, (_, rows) in zip(first, members, strict=True) for row in rows)
         yield Widening(layer + path, "fused", fused_rows, d, columns, parts)
+
+
+def _by_head(sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...], n_head_kv: int) -> tuple[int, ...]:
+    """Rows of query, key and value maps as rows of the fused map in which they stand head by head."""
+    counts = [size // n_head_kv for size in sizes]
+    first = [sum(counts[:i]) for i in range(len(counts))]
+    return tuple(
+        sum(counts) * (row // count) + start + row % count
+        for head in range(len(rows[-1]) // counts[-1])
+        for start, count, part in zip(first, counts, rows, strict=True)
+        for row in part[head * count : (head + 1) * count]
+    )
 
 
 def _untouched(layer: str, sub_layer: SubLayer, d: int) -> Iterator[Widening]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +35,7 @@ from .modules import (
     WidenedActivation,
     WidenedExperts,
     WidenedHeadNorm,
+    WidenedLayerNorm,
     WidenedLinear,
     WidenedRMSNorm,
 )
@@ -74,7 +75,10 @@ def geometry(model: nn.Module) -> BaseGeometry:
 
 
 def _architecture(model: PreTrainedModel) -> Architecture:
-    return architectures.find(model.config.model_type, type(model).__name__)
+    found = architectures.find(model.config.model_type, type(model).__name__)
+    # Releases of transformers name the output projection of some models differently.
+    lm_head = model.get_output_embeddings()
+    return replace(found, lm_head=next(name for name, module in model.named_modules() if module is lm_head))
 
 
 class OtterModel(nn.Module):
@@ -145,15 +149,17 @@ class OtterModel(nn.Module):
             return WidenedHeadNorm(base, widening.base_columns)
         if kind == "norm":
             epsilon = float(getattr(base, self.architecture.norm_epsilon))
+            if self.architecture.layer_norm:
+                return WidenedLayerNorm(base, rows, widening.base_columns, epsilon)
             return WidenedRMSNorm(base, rows, widening.base_columns, epsilon, self.architecture.norm_offset)
         if kind == "pad":
             return Padded(base, self.insertion.width)
         outputs = (self.architecture.attention.output, self.architecture.ffn.output)
-        if widening.path.endswith(outputs) and getattr(base, "bias", None) is not None:
+        if widening.path.endswith(outputs) and getattr(base, "bias", None) is not None and not widening.bias:
             raise UnsupportedError(f"{widening.path} has a bias; only maps that read the state may have one")
         if kind == "fused":
             return FusedLinear(base, rows, widening.base_columns, widening.columns, widening.parts)
-        return WidenedLinear(base, rows, widening.base_columns, widening.columns)
+        return WidenedLinear(base, rows, widening.base_columns, widening.columns, widening.bias)
 
     def forward(
         self,

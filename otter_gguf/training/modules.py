@@ -85,11 +85,12 @@ class Inserted(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape[0], device=device, dtype=dtype)) if bias else None
 
 
-def inserted_product(weight: Tensor, h: Tensor, inserted: Tensor) -> Tensor:
-    """Inserted rows (rows, d + e) times [h, h']: (..., rows)."""
+def inserted_product(weight: Tensor, h: Tensor, inserted: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Inserted rows (rows, d + e) times [h, h'], and their bias: (..., rows)."""
     # Two products instead of one: no gradient is computed for the base's columns.
     over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)
-    return functional.linear(h, over_base) + functional.linear(inserted, over_inserted)
+    bias = bias.to(h.dtype) if bias is not None else None
+    return functional.linear(h, over_base) + functional.linear(inserted, over_inserted, bias)
 
 
 class Widened(nn.Module):
@@ -109,10 +110,10 @@ class Widened(nn.Module):
         with torch.no_grad():
             return cast(Tensor, self.base(base_part(x, self.base_columns)))
 
-    def insert(self, shape: tuple[int, ...]) -> None:
+    def insert(self, shape: tuple[int, ...], bias: bool = False) -> None:
         """Add inserted tensors (zeros) beside the base's weight."""
         weight = cast(Tensor, self.base.weight)
-        self.otter = Inserted(shape, weight.device, parameter_dtype(weight.dtype))
+        self.otter = Inserted(shape, weight.device, parameter_dtype(weight.dtype), bias)
 
 
 class Narrow(Widened):
@@ -140,9 +141,9 @@ class Padded(Widened):
 class WidenedLinear(Widened):
     """[[W, 0], [inserted rows]]: the base's rows read the base's columns, inserted rows read all."""
 
-    def __init__(self, base: nn.Module, rows: int, base_columns: int, columns: int) -> None:
+    def __init__(self, base: nn.Module, rows: int, base_columns: int, columns: int, bias: bool = False) -> None:
         super().__init__(base, base_columns)
-        self.insert((rows, columns))
+        self.insert((rows, columns), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., base rows + inserted rows)."""
@@ -150,7 +151,8 @@ class WidenedLinear(Widened):
         y = self.run_base(h)
         if not self.enabled:
             return y
-        return self.join(y, inserted_product(self.otter.weight, h, inserted_part(x, self.base_columns)))
+        inserted = inserted_part(x, self.base_columns)
+        return self.join(y, inserted_product(self.otter.weight, h, inserted, self.otter.bias))
 
     def join(self, y: Tensor, inserted: Tensor) -> Tensor:
         """The base's outputs and the inserted ones."""
@@ -199,6 +201,26 @@ class WidenedRMSNorm(Widened):
         h = x.detach()[..., : self.base_columns].to(dtype)
         scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return join(y, self.otter.weight * (inserted_part(x, self.base_columns).to(dtype) * scale))
+
+
+class WidenedLayerNorm(Widened):
+    """Partial norm of a LayerNorm: w * ([h, h'] - mean(h)) / std(h) + b."""
+
+    def __init__(self, base: nn.Module, width: int, base_columns: int, epsilon: float) -> None:
+        super().__init__(base, base_columns)
+        self.epsilon = epsilon
+        self.insert((width,), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d + e) -> (..., d + e)."""
+        y = self.run_base(x)
+        if not self.enabled:
+            return y
+        dtype = parameter_dtype(x.dtype)
+        h = x.detach()[..., : self.base_columns].to(dtype)
+        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)
+        normed = (inserted_part(x, self.base_columns).to(dtype) - mean) * torch.rsqrt(variance + self.epsilon)
+        return join(y, self.otter.weight * normed + cast(Tensor, self.otter.bias))
 
 
 class WidenedHeadNorm(Widened):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import MismatchError, UnsupportedError
 from .modules import BASE_INFIX, INFIX
@@ -54,11 +55,20 @@ def linear_rows(module: nn.Module, rows: Sequence[int], columns: int, dtype: tor
     index = torch.tensor(rows, device=_device(module))
     if is_plain(module):
         weight: Tensor = module.get_parameter("weight")
-        return weight.index_select(0, index)
+        return (weight.T if isinstance(module, Conv1D) else weight).index_select(0, index)
     # What an adapter adds as a bias is no part of the matrix.
     zero = module(torch.zeros((1, columns), device=index.device, dtype=dtype))
     probed = [(module(unit) - zero).index_select(1, index) for unit in _identity(columns, index.device, dtype)]
     return torch.cat(probed).T
+
+
+def map_bias(module: nn.Module, rows: Sequence[int], columns: int, dtype: torch.dtype) -> Tensor:
+    """Entries (len(rows),) of the bias of a linear map or of a norm, what an adapter adds included."""
+    index = torch.tensor(rows, device=_device(module))
+    if is_plain(module):
+        return module.get_parameter("bias").index_select(0, index)
+    output: Tensor = module(torch.zeros(columns, device=index.device, dtype=dtype))
+    return output.index_select(0, index)
 
 
 def table_columns(module: nn.Module, columns: Sequence[int], size: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from otter_gguf.converters.base import convert_base
 from otter_gguf import _native
 from otter_gguf.architectures import find, supported
 from otter_gguf.config import InsertionConfig
-from otter_gguf.errors import FileError, MismatchError, UnsupportedError
+from otter_gguf.errors import ConfigError, ContextFullError, FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.loading import check_files
@@ -31,7 +31,7 @@ from tests.architecture_toys import (
     write_toy,
     write_widened,
 )
-from tests.gguf.toy_files import rewrite
+from tests.gguf.toy_files import float_tensor, rewrite
 from tests.native.helpers import Float32, base_logits, feed, feed_chunks, open_base, open_otter, random_tokens
 
 TOLERANCE = 1e-4
@@ -77,6 +77,8 @@ def _rotate_whole_heads(model: Any) -> None:
 # Changes of the special part of an architecture.
 SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
     "gemma": _less_of("norm.weight"),
+    "gpt2": _less_of("wpe.weight"),
+    "gpt_neox": _less_of("norm.bias", "dense.bias", "dense_4h_to_h.bias"),
     "granite": _other_multiplier,
     "mixtral": _less_of("mlp.gate.weight"),
     "phi3": _rotate_whole_heads,
@@ -84,7 +86,14 @@ SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
     "qwen3": _less_of("q_norm.weight", "k_norm.weight"),
     "qwen3_moe": _less_of("mlp.gate.weight"),
     "smollm3": _rope_everywhere,
+    "stablelm": _less_of("layernorm.bias", "norm.bias"),
 }
+# Other forms of an architecture, by a field of its configuration.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("gpt2", {"tie_word_embeddings": False}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("stablelm", {"use_qkv_bias": True}),
+]
 every_architecture = pytest.mark.parametrize("model_type", supported())
 
 
@@ -126,20 +135,23 @@ class _TableGelu(torch.nn.Module):
 
 def activate_as_ggml(otter: OtterModel) -> None:
     """SiLU is exact in both; GELU is not."""
-    if otter.config.hidden_act != "silu":
-        for layer in cast(Any, otter.base_model).model.layers:
-            activation = layer.mlp.act_fn
-            if hasattr(activation, "base"):
-                activation.base = _TableGelu()
-            else:
-                layer.mlp.act_fn = _TableGelu()
+    if has_gelu(otter):
+        for i in range(otter.insertion.base.n_layer):
+            path = f"{otter.architecture.layers}.{i}.{otter.architecture.ffn.activation}"
+            if hasattr(otter.base_model.get_submodule(path), "base"):
+                path += ".base"
+            otter.base_model.set_submodule(path, _TableGelu())
+
+
+def has_gelu(otter: OtterModel) -> bool:
+    return otter.architecture.activations != ("silu",)
 
 
 def assert_close(made: Toy, found: Float32, expected: Float32, logits: float = 5e-3) -> float:
     """The largest difference. Where GELU is rounded to 16 bits, a number at the edge of two tells others now and then:
     most are as close as ever, and none is further than twice what the logits are."""
     difference = np.abs(found - expected)
-    if made.torch.config.hidden_act == "silu":
+    if not has_gelu(made.torch):
         assert difference.max() <= TOLERANCE
     else:
         assert np.quantile(difference, 0.9) <= TOLERANCE
@@ -199,7 +211,7 @@ def test_logits_are_identical_with_several_sequences(model_type: str, tmp_path: 
     assert np.array_equal(found[0], found[1])
 
 
-@every_architecture
+@pytest.mark.parametrize("model_type", [name for name in supported() if not find(name).positions])
 def test_a_context_shift_rotates_the_inserted_keys_too(model_type: str, tmp_path: Path) -> None:
     """With one layer no key depends on another token, so what is left is as if it had been fed without the rest."""
     model = toy(model_type, num_hidden_layers=1)
@@ -219,6 +231,21 @@ def test_a_context_shift_rotates_the_inserted_keys_too(model_type: str, tmp_path
     _, of_all = feed_chunks(open_otter(base, sidecar, otter.insertion), tokens, 60)
     assert np.abs(context.rewards() - expected[30:]).max() <= TOLERANCE
     assert np.abs(context.rewards() - of_all[40:]).max() > 1e-3
+
+
+def test_learned_positions_are_neither_shifted_nor_exceeded(tmp_path: Path) -> None:
+    """llama.cpp would rotate keys that no rotary embedding has made, and end the process beyond the last position."""
+    made = make(tmp_path, "gpt2")
+    tokens = random_tokens(20)
+    for context in (open_base(made.base, n_ctx=600), open_otter(made.base, made.sidecar, made.config, n_ctx=600)):
+        feed(context, tokens, 492)
+        with pytest.raises(
+            ContextFullError, match="position 512 is outside the 512 positions that the model has learned"
+        ):
+            feed(context, tokens, 493)
+        assert context.sequence_remove(0, 500)
+        with pytest.raises(ConfigError, match="cannot move positions"):
+            context.sequence_shift(0, 495, 500, -10)
 
 
 @pytest.mark.slow
@@ -263,6 +290,21 @@ def test_rewards_agree_with_torch(model_type: str, placement: str, tmp_path: Pat
     scores = open_otter(made.base, made.sidecar, made.config, n_ubatch=64).score(tokens)
     assert_close(made, scores, expected, np.abs(logits - expected_logits).max())
     assert expected.std(axis=0).min() > 1e-2  # the rewards say something
+
+
+@pytest.mark.parametrize(("model_type", "form"), VARIANTS)
+def test_another_form_of_it(model_type: str, form: dict[str, Any], tmp_path: Path) -> None:
+    """Logits are identical, rewards those of torch, and logits are others than those of the usual form."""
+    made = make(tmp_path, model_type, model=toy(model_type, **form))
+    tokens = random_tokens(50, seed=3)
+    activate_as_ggml(made.torch)
+    expected_logits, expected = in_torch(made.torch, tokens)
+    plain = base_logits(open_base(made.base), tokens, 50)
+    for size in (50, 3):
+        logits, rewards = feed_chunks(open_otter(made.base, made.sidecar, made.config), tokens, size)
+        assert size < 50 or np.array_equal(plain.view(np.uint32), logits.view(np.uint32))
+        assert_close(made, rewards, expected, assert_close(made, logits, expected_logits))
+    assert np.abs(in_torch(widen(toy(model_type)), tokens)[0] - logits).max() > 1e-2
 
 
 def test_rewards_agree_with_torchs_own_gelu_as_well_as_logits_do(tmp_path: Path) -> None:
@@ -338,6 +380,9 @@ def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "missing"),
     [
+        ("gpt2", "position_embd.weight"),
+        ("gpt_neox", "blk.0.attn_norm.bias"),
+        ("gpt_neox", "blk.1.ffn_down.bias"),
         ("granite", "blk.1.ffn_gate.weight"),
         ("mixtral", "blk.1.ffn_down_exps.weight"),
         ("phi3", "blk.0.ffn_up.weight"),
@@ -345,6 +390,7 @@ def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
         ("qwen3", "blk.1.attn_q_norm.weight"),
         ("qwen3_moe", "blk.0.ffn_gate_inp.weight"),
         ("smollm3", "blk.3.attn_k.weight"),
+        ("stablelm", "blk.1.attn_norm.bias"),
     ],
 )
 def test_a_base_without_one_of_its_tensors_is_refused(model_type: str, missing: str, tmp_path: Path) -> None:
@@ -385,6 +431,30 @@ def test_granite_needs_its_logit_scale(tmp_path: Path) -> None:
         damaged = rewrite(whole, tmp_path / f"{number}.gguf", metadata={key.key: entry})
         with _native.GgufFile(str(damaged)) as file, pytest.raises(FileError, match=r"granite\.logit_scale"):
             _native.check_base(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({f"blk.1.ffn_norm.{kind}": None for kind in ("weight", "bias")}, "attention and FFN read one norm"),
+        (
+            {f"blk.1.attn_{x}_norm.weight": float_tensor(f"blk.1.attn_{x}_norm.weight", np.ones((n, 16), np.float32))
+             for x, n in (("q", 4), ("k", 2))},
+            "a norm for each query head by itself",
+        ),
+    ],
+)  # fmt: skip
+def test_the_forms_of_stablelm_2_12b_are_bases_but_hold_no_insertion(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    made = make(tmp_path, "stablelm")
+    other = rewrite(made.base, tmp_path / "other.gguf", tensors=change)
+    with _native.GgufFile(str(other)) as file:
+        _native.check_base(file)
+    first, second = (base_logits(open_base(path), random_tokens(10), 10) for path in (made.base, other))
+    assert not np.array_equal(first, second)
+    with pytest.raises(UnsupportedError, match=reason):
+        open_otter(other, made.sidecar, made.config)
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
