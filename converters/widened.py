@@ -6,14 +6,13 @@ zero where original rows would read added columns. Both are checked here, elemen
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from otter_gguf.config import InsertionConfig
-from otter_gguf.gguf.atomic import atomic_path, check_target, scratch_folder
+from otter_gguf.gguf.atomic import atomic_path, check_target, hand_over, scratch_folder
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.metadata import Lineage
@@ -74,7 +73,7 @@ def convert_widened(
             sidecar, merged_file = scratch / "sidecar.gguf", scratch / "merged.gguf"
             write_sidecar(source, config, sidecar, base, outtype, lineage, inputs=inputs, force=force)
             merge(base.path, sidecar, merged_file)
-            os.replace(merged_file, temporary)
+            hand_over(merged_file, temporary)
     return config
 
 

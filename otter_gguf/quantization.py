@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import _native
 from .errors import ConfigError, EngineError, FileError, MismatchError, OtterError, UnsupportedError
-from .gguf.atomic import atomic_path, scratch_folder
+from .gguf.atomic import atomic_path, hand_over, scratch_folder
 from .gguf.base import BaseFiles, is_inserted
 from .gguf.checksums import check_checksums, has_checksums
 from .gguf.encoding import ALIGNMENT, TENSOR_TYPES, KeyValue
@@ -293,7 +293,7 @@ class _Base:
                 self._run(str(folder / "shard"), target)
                 self._check(folder / f"shard{names[0]}")
                 for name, temporary in zip(names, temporaries, strict=True):
-                    os.replace(folder / f"shard{name}", temporary)
+                    hand_over(folder / f"shard{name}", temporary)
 
     def _check(self, written: Path) -> None:
         """The finished file has the planned types, and sidecars of the source fit it."""
@@ -459,7 +459,7 @@ class _Merged:
                     sidecar, QuantizeOptions(options.otter_type, n_threads=threads, allow_requantize=again)
                 )
             merge(base, sidecar, merged)
-            os.replace(merged, temporary)
+            hand_over(merged, temporary)
 
     def _plan_base(self, parts: MergedParts) -> QuantizationPlan:
         """A plan needs no weights: the base's header, and a hole in the place of its data."""

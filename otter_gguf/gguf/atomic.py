@@ -28,6 +28,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 # fcntl.h, linux/fs.h: two names change places in one step.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
+_locks: dict[Path, int] = {}
+"""The descriptor that holds the lock of each temporary name in use."""
+
 
 def temporary_name(target: Path) -> Path:
     """The hidden name beside ``target`` under which it is written."""
@@ -78,6 +81,24 @@ def atomic_path(target: str | Path, *, inputs: Sequence[str | Path] = (), force:
             _sync_folder(target.parent)
     except OSError as error:
         raise _file_error(error, target) from None
+
+
+def hand_over(finished: Path, temporary: Path) -> None:
+    """Rename a finished file over the one that :func:`atomic_path` gave; its lock goes along.
+
+    After a plain rename nobody would hold the temporary name until it becomes the final one.
+    """
+    lock = _locks.get(temporary)
+    if lock is None:
+        os.replace(finished, temporary)
+        return
+    descriptor = os.open(finished, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        os.replace(finished, temporary)
+        os.dup2(descriptor, lock)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -153,10 +174,13 @@ def _file_error(error: OSError, target: Path) -> FileError:
 def _locked(temporary: Path, target: Path, *, folder: bool = False) -> Iterator[None]:
     """The file or folder of a temporary name, made if missing, locked while the block runs."""
     descriptor = _open_locked(temporary, target, folder)
+    if descriptor is not None:
+        _locks[temporary] = descriptor
     try:
         yield
     finally:
         if descriptor is not None:
+            _locks.pop(temporary, None)
             with suppress(OSError):  # nothing was written through it
                 os.close(descriptor)
 
@@ -173,16 +197,24 @@ def _open_locked(temporary: Path, target: Path, folder: bool) -> int | None:
         if descriptor is None:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise FileError(f"{target}: another process is writing it") from None
+            _lock(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise FileError(f"{target}: another process is writing it") from None
         # Between open and lock the writer before us may have renamed or removed the file that we hold.
         if _is_at(descriptor, temporary):
             os.set_inheritable(descriptor, True)  # a child that writes the file holds the lock even if we are killed
             return descriptor
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """``OSError`` if somebody else holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _open(temporary: Path, folder: bool) -> int | None:
@@ -208,8 +240,8 @@ def _held(target: Path) -> Iterator[None]:
         return
     descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):  # no locks there, or somebody's who does not write it
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # somebody's who does not write it
+            _lock(descriptor)
         yield
     finally:
         os.close(descriptor)

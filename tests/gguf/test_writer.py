@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -16,7 +16,7 @@ import pytest
 
 from otter_gguf import _native
 from otter_gguf.errors import FileError
-from otter_gguf.gguf.atomic import atomic_path, temporary_name
+from otter_gguf.gguf.atomic import atomic_path, hand_over, temporary_name
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 
@@ -186,6 +186,28 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
         temporary.write_text("first")
     assert target.read_text() == "first"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+@pytest.mark.parametrize(("put", "refused"), [(hand_over, True), (os.replace, False)])
+def test_a_finished_file_takes_the_lock_along(put: Callable[[Path, Path], None], refused: bool, tmp_path: Path) -> None:
+    """A plain rename does not: a second writer would empty the file before it gets its final name."""
+    target, finished = tmp_path / "a.gguf", tmp_path / "finished"
+    finished.write_text("first")
+    with atomic_path(target) as temporary:
+        put(finished, temporary)
+        if refused:
+            with pytest.raises(FileError, match="another process is writing it"), atomic_path(target):
+                pytest.fail("the block must not run")
+            assert temporary.read_text() == "first"
+        else:
+            with atomic_path(target):
+                assert temporary.read_text() == ""
+            temporary.write_text("")
+    with atomic_path(target, force=True) as temporary:
+        temporary.write_text("next")
+    assert target.read_text() == "next"
+    assert leftovers(tmp_path) == []
 
 
 _WITH_CHILD = """
