@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from otter_gguf import _native, architectures
+from otter_gguf.architectures import Architecture
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
-from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.writer import progress_bar
 
 from .checkpoint import Checkpoint, Float32
@@ -80,6 +81,7 @@ class GgufReference:
         """``UnsupportedError`` if a tensor is quantized."""
         self.path = Path(base.path)
         self._base = base
+        self._architecture = architectures.of_gguf(base_geometry(base).architecture)[0]
         quantized = [tensor for tensor in base.tensors if tensor.type not in ("F32", "F16", "BF16")]
         if quantized:
             raise UnsupportedError(
@@ -111,37 +113,25 @@ class GgufReference:
         """The base belongs to the caller."""
 
     def _tensor(self, name: str) -> _native.TensorInfo:
-        tensor = self._base.tensor(_gguf_name(name))
+        wanted = _gguf_name(name, self._architecture)
+        tensor = self._base.tensor(wanted)
         if tensor is None and name == OUTPUT:
-            tensor = self._base.tensor(_gguf_name(EMBEDDING))  # tied
+            tensor = self._base.tensor(_GGUF_TENSORS[EMBEDDING])  # tied
         if tensor is None:
-            raise FileError(f"{self.path}: tensor {_gguf_name(name)} is missing")
+            raise FileError(f"{self.path}: tensor {wanted} is missing")
         return tensor
 
 
-_GGUF_MODULES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-}
+_GGUF_TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", OUTPUT: "output.weight"}
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, architecture: Architecture) -> str:
     """llama.cpp's name of a base tensor."""
-    parts = name.split(".")
-    layer = f"blk.{parts[2]}." if parts[1] == "layers" else ""
-    return f"{layer}{_GGUF_MODULES[parts[-2]]}.{parts[-1]}"
+    if name in _GGUF_TENSORS:
+        return _GGUF_TENSORS[name]
+    layer, path = name.removeprefix(f"{architecture.layers}.").split(".", 1)
+    module, kind = path.rsplit(".", 1)
+    return f"blk.{layer}.{architecture.gguf_modules[module]}.{kind}"
 
 
 # ---- checking --------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     for layer in range(base.n_layer):
         hf = f"{architecture.layers}.{layer}."
         for keys_of, sub_layer in ((_ATTENTION_KEYS, architecture.attention), (_FFN_KEYS, architecture.ffn)):
-            for key, path, kind in zip(keys_of, _paths(sub_layer), _KINDS, strict=True):
+            for key, path, kind in zip(keys_of, _paths(sub_layer), _KINDS, strict=False):
                 name = key.format(layer=layer)
                 made[name] = (Part(f"{hf}{path}.otter.{kind}", shapes.get(name, ())[::-1]),)
         made[keys.ATTN_QKV.format(layer=layer)] = _attention_inputs(hf, config, layer)
@@ -71,14 +71,17 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     return {name: made[name] for name in shapes}
 
 
-# What a sub-layer has one tensor of: norm and output map.
-_ATTENTION_KEYS = (keys.ATTN_NORM, keys.ATTN_NORM_BIAS, keys.ATTN_OUTPUT, keys.ATTN_OUTPUT_BIAS)
-_FFN_KEYS = (keys.FFN_NORM, keys.FFN_NORM_BIAS, keys.FFN_DOWN, keys.FFN_DOWN_BIAS)
-_KINDS = ("weight", "bias") * 2
+# What a sub-layer has one tensor of: norms and output map; in the order of _paths, which ends where there is no more.
+_ATTENTION_KEYS = (
+    *(keys.ATTN_NORM, keys.ATTN_NORM_BIAS, keys.ATTN_OUTPUT, keys.ATTN_OUTPUT_BIAS, keys.ATTN_POST_NORM),
+    *(keys.ATTN_Q_NORM, keys.ATTN_K_NORM),
+)
+_FFN_KEYS = (keys.FFN_NORM, keys.FFN_NORM_BIAS, keys.FFN_DOWN, keys.FFN_DOWN_BIAS, keys.FFN_POST_NORM)
+_KINDS = ("weight", "bias", "weight", "bias", "weight", "weight", "weight")
 
 
 def _paths(sub_layer: SubLayer) -> tuple[str, ...]:
-    return sub_layer.norm, sub_layer.norm, sub_layer.output, sub_layer.output
+    return (*(sub_layer.norm,) * 2, *(sub_layer.output,) * 2, sub_layer.post_norm, *sub_layer.head_norms)
 
 
 def _attention_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple[Part, ...]:

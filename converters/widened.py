@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from otter_gguf import architectures
 from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.atomic import atomic_path, check_target, hand_over, scratch_folder
 from otter_gguf.gguf.base import BaseFiles
@@ -105,17 +106,15 @@ class WidenedSource:
 
 def _adapter_shapes(config: InsertionConfig, tensors: Mapping[str, Widened]) -> dict[str, tuple[int, ...]]:
     """Shapes of what the checkpoint adds to its base, of the sub-layers that something is inserted in."""
-    passive = set()
-    if not config.n_head_kv[0]:
-        passive |= {"input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj"}
-    if not config.n_ff[0]:
-        passive |= {"post_attention_layernorm", "gate_proj", "up_proj", "down_proj"}
+    architecture = architectures.of_gguf(config.base.architecture)[0]
+    passive: tuple[str, ...] = ()
+    for sub_layer, size in ((architecture.attention, config.n_head_kv[0]), (architecture.ffn, config.n_ff[0])):
+        passive += () if size else sub_layer.modules
     if all(head.input == "base" for head in config.heads):
-        passive.add("norm")
+        passive += (architecture.norm,)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
-        module = name.split(".")[-2]
-        if name == OUTPUT or module in passive or not config.width:
+        if name == OUTPUT or name.rpartition(".")[0].endswith(passive) or not config.width:
             continue
         added = tuple(whole - part for whole, part in zip(tensor.shape, tensor.original, strict=True))
         if name.endswith(".bias") or not any(added):  # nothing of it is inserted

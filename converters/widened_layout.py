@@ -82,17 +82,21 @@ def widened_tensors(config: InsertionConfig) -> dict[str, Widened]:
     query, wide_query = n * base.n_head, n * (base.n_head + config.n_query_heads(0))
     key, wide_key = n * base.n_head_kv, n * (base.n_head_kv + n_kv)
     norm = Widened((wide,), (d,), zero_right=False)
-    attention = architectures.of_gguf(base.architecture)[0].attention
+    architecture = architectures.of_gguf(base.architecture)[0]
+    attention, ffn = architecture.attention, architecture.ffn
+    norms = tuple(filter(None, (attention.norm, attention.post_norm, ffn.norm, ffn.post_norm)))
+    head_norms = [Widened((n,), (n,))] * 2
+    if attention.joint_head_norms:
+        sizes = ((wide_query, query), (wide_key, key))
+        head_norms = [Widened((whole,), (original,), zero_right=False) for whole, original in sizes]
     tensors = {EMBEDDING: Widened((base.n_vocab, wide), (base.n_vocab, d), zero_right=False)}
     for layer in range(base.n_layer):
         prefix = f"model.layers.{layer}"
         tensors |= {
-            f"{prefix}.input_layernorm.weight": norm,
             f"{prefix}.self_attn.q_proj.weight": Widened((wide_query, wide), (query, d)),
             f"{prefix}.self_attn.k_proj.weight": Widened((wide_key, wide), (key, d)),
             f"{prefix}.self_attn.v_proj.weight": Widened((wide_key, wide), (key, d)),
             f"{prefix}.self_attn.o_proj.weight": Widened((wide, wide_query), (d, query), zero_below=not n_kv),
-            f"{prefix}.post_attention_layernorm.weight": norm,
             f"{prefix}.mlp.gate_proj.weight": Widened((f + n_ff, wide), (f, d)),
             f"{prefix}.mlp.up_proj.weight": Widened((f + n_ff, wide), (f, d)),
             f"{prefix}.mlp.down_proj.weight": Widened((wide, f + n_ff), (d, f), zero_below=not n_ff),
@@ -103,7 +107,10 @@ def widened_tensors(config: InsertionConfig) -> dict[str, Widened]:
                 f"{prefix}.self_attn.k_proj.bias": Widened((wide_key,), (key,)),
                 f"{prefix}.self_attn.v_proj.bias": Widened((wide_key,), (key,)),
             }
-        tensors |= {f"{prefix}.{path}.weight": Widened((n,), (n,)) for path in attention.head_norms}
+        tensors |= {f"{prefix}.{path}.weight": norm for path in norms}
+        tensors |= {
+            f"{prefix}.{path}.weight": tensor for path, tensor in zip(attention.head_norms, head_norms, strict=False)
+        }
     tensors["model.norm.weight"] = norm
     tensors[OUTPUT] = Widened((base.n_vocab, wide), (base.n_vocab, d))
     return tensors

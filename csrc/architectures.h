@@ -25,6 +25,11 @@ enum feature : uint32_t {
     parallel     = 1u << 13, // a key says whether attention and FFN read the same state
     other_norms  = 1u << 14, // the FFN's norm may be missing, each query and key head may have a norm of its own
     positions    = 1u << 15, // a table of learned positions instead of a rotary embedding
+    joint_norms  = 1u << 16, // head_norms have one statistic for all heads, and a weight for each channel of each head
+    no_pre_norms = 1u << 17, // sub-layers read the state as it is
+    post_norms   = 1u << 18, // the outputs of sub-layers are normed before they are added
+    windows      = 1u << 19, // some layers attend within a window
+    no_windows   = 1u << 23, // with a window it is an architecture of its own under the same name
 
     // in the file and in the graph
     layer_norms = 1u << 20, // norms are LayerNorm, each with a bias
@@ -40,10 +45,13 @@ enum feature : uint32_t {
 #define OTTER_ARCHITECTURES(row)                                                                                            \
     row("ernie4_5", ernie4_5, 0)                                                                                            \
     row("gemma",    gemma,    tied | gelu_ffn)                                                                              \
+    row("gemma2",   gemma2,   tied | post_norms | windows | gelu_ffn)                                                       \
+    row("gemma3",   gemma3,   head_norms | post_norms | windows | gelu_ffn)                                                 \
     row("gpt2",     gpt2,     layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | positions)                        \
     row("gptneox",  gptneox,  layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | untied | partial_rope | parallel) \
     row("granite",  granite,  map_biases | rope_factors | scaled)                                                           \
     row("llama",    llama,    map_biases | rope_factors | experts)                                                          \
+    row("olmo2",    olmo2,    head_norms | joint_norms | no_pre_norms | post_norms | no_windows)                            \
     row("phi3",     phi3,     long_factors | partial_rope | fused_gate)                                                     \
     row("qwen2",    qwen2,    output_bias)                                                                                  \
     row("qwen3",    qwen3,    head_norms)                                                                                   \

@@ -236,14 +236,18 @@ class Context:
         one token. The text is fed in chunks, at most n_outputs_max tokens each, and stays in the KV cache. Position,
         errors and roll-back as :meth:`score`; no rewards are computed."""
     def sequence_copy(self, source: int, target: int, begin: int = -1, end: int = -1) -> None: ...
-    def sequence_remove(self, sequence: int, begin: int = -1, end: int = -1) -> bool: ...
+    def sequence_remove(self, sequence: int, begin: int = -1, end: int = -1) -> bool:
+        """Forget positions [begin, end), negative: from the first, to the last. False, and nothing is removed, where
+        llama.cpp cannot do it, or where the sequence could not go on at ``begin``: layers that attend within a window
+        have lost keys that it would need (after :meth:`load_state`, or when cells were written over)."""
     def sequence_keep(self, sequence: int) -> None: ...
     def sequence_max_position(self, sequence: int) -> int:
         """-1 when empty."""
     @property
     def can_shift(self) -> bool:
         """Whether positions in the KV cache can be moved: not with every architecture, nor with a quantized ``type_k``
-        where the head size is no multiple of 64 (llama.cpp's own shift crashes there)."""
+        where the head size is no multiple of 64 or where every layer attends within a window (llama.cpp's own shift
+        crashes there)."""
     def sequence_shift(self, sequence: int, begin: int, end: int, delta: int) -> None:
         """Add ``delta`` to the positions in [begin, end) of a sequence, ``end`` negative: to its end; their keys are
         rotated at once. What stands where they go must have been removed. Logits and rewards of the last decode are

@@ -52,7 +52,28 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "attention_multiplier": 0.4,
     },
+    "gemma2": {
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 16,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 20.0,
+    },
+    "gemma3_text": {
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 16,
+        "num_hidden_layers": 6,
+        "initializer_range": 0.08,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    },
     "llama": {"head_dim": 16},
+    "olmo2": {},
     "mistral": {"head_dim": 32, "sliding_window": None},
     "mixtral": {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
@@ -115,7 +136,15 @@ _EXPERTS = {
 _TRANSPOSED = ("attn.c_attn", "c_proj", "c_fc")
 """Maps that GPT-2 stores (columns, rows)."""
 
-BYTE_LEVEL = ("gpt2", "gpt_neox", "qwen3_moe", "stablelm")
+
+_POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_GEMMA = {**_POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
+
+# Where an architecture's modules are others, or mean something else.
+_OTHER_MODULES: dict[str, dict[str, str]] = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _POST_NORMS}
+
+
+BYTE_LEVEL = ("gpt2", "gpt_neox", "olmo2", "qwen3_moe", "stablelm")
 """Model types whose converter wants a vocabulary of GPT-2's kind."""
 
 
@@ -179,10 +208,14 @@ def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
 def _metadata(config: Any, prefix: str) -> list[KeyValue]:
     rope: dict[str, Any] = getattr(config, "rope_parameters", {})
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     numbers = {
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
         "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
-        "rope.freq_base": rope.get("rope_theta"),
+        "rope.freq_base": rope.get("full_attention", rope).get("rope_theta"),
+        "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None,
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
         "attention.scale": getattr(config, "attention_multiplier", None),
         "embedding_scale": getattr(config, "embedding_multiplier", None),
         "residual_scale": getattr(config, "residual_multiplier", None),
@@ -193,6 +226,8 @@ def _metadata(config: Any, prefix: str) -> list[KeyValue]:
         "attention.value_length": head_dim,
         "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
     }
+    if windowed:
+        sizes["attention.sliding_window"] = config.sliding_window
     if hasattr(config, "num_experts"):
         sizes |= {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok}
     if hasattr(config, "moe_intermediate_size"):
@@ -222,7 +257,8 @@ def _plans(name: str, values: Float32, type: str, model: Any) -> list[TensorPlan
         return [_plan(f"{layer}{part}.weight", rows, type) for part, rows in zip(_EXPERTS[name], parts, strict=True)]
     module, _, kind = name.rpartition(".")
     type = "F32" if values.ndim == 1 or module == "mlp.gate" else type
-    return [_plan(f"{layer}{_MODULES[module]}.{kind}", _in_gguf_order(module, values, model), type)]
+    modules = {**_MODULES, **_OTHER_MODULES.get(model.config.model_type, {})}
+    return [_plan(f"{layer}{modules[module]}.{kind}", _in_gguf_order(module, values, model), type)]
 
 
 def _in_gguf_order(module: str, values: Float32, model: Any) -> Float32:

@@ -22,23 +22,38 @@ inserted_graph::inserted_graph(const llama_model & base, const inserted_part & i
 
 void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
     if (part.spec.width > 0 && il >= 0 && il < part.n_layer) {
-        if (strcmp(name, "attn_norm") == 0) { on_attn_norm(cur, il); }
-        if (strcmp(name, "ffn_inp"  ) == 0) { on_ffn_inp  (cur, il); }
-        if (strcmp(name, "sa_out"   ) == 0) { on_ffn_inp  (cur, il); } // Gemma's name of it
-        if (strcmp(name, "ffn_norm" ) == 0) { on_ffn_norm (cur, il); }
-        if (strcmp(name, "l_out"    ) == 0) { on_l_out    (cur, il); }
+        if (strcmp(name, "attn_norm"  ) == 0) { on_attn_norm(cur, il); }
+        if (strcmp(name, "Qcur_normed") == 0) { q_normed = cur;        }
+        if (strcmp(name, "Kcur_normed") == 0) { on_k_normed (cur, il); }
+        if (strcmp(name, "ffn_inp"    ) == 0) { on_ffn_inp  (cur, il); }
+        if (strcmp(name, "sa_out"     ) == 0) { on_ffn_inp  (cur, il); } // Gemma's name of it
+        if (strcmp(name, "ffn_norm"   ) == 0) { on_ffn_norm (cur, il); }
+        if (strcmp(name, "l_out"      ) == 0) { on_l_out    (cur, il); }
+    }
+    if (strcmp(name, "attn_post_norm") == 0 || strcmp(name, "ffn_post_norm") == 0) { // some without their layer
+        post_normed = cur;
     }
     if (strcmp(name, "result_norm") == 0) {
         on_result_norm(cur);
     }
 }
 
-// y = w * (h / rms(h)), or w * ((h - mean(h)) / std(h)) + b: the norm node's own source is the residual state.
-static ggml_tensor * residual_of(const ggml_tensor * normed) {
+// y = w * (h / rms(h)), or w * ((h - mean(h)) / std(h)) + b: the norm node's own source is what it
+// norms, such as the residual state.
+static ggml_tensor * normed_by(const ggml_tensor * normed) {
     const ggml_tensor * scaled = normed->op == GGML_OP_ADD ? normed->src[0] : normed;
     const ggml_tensor * norm   = scaled->op == GGML_OP_MUL ? scaled->src[0] : scaled;
     GGML_ASSERT(norm->op == GGML_OP_RMS_NORM || norm->op == GGML_OP_NORM);
     return norm->src[0];
+}
+
+// The input of the product that queries are made of, by a bias or a cut out of a fused product at most.
+static ggml_tensor * product_input(const ggml_tensor * queries) {
+    while (queries->op != GGML_OP_MUL_MAT) {
+        queries = queries->src[0];
+        GGML_ASSERT(queries != nullptr);
+    }
+    return queries->src[1];
 }
 
 // Heads of n channels, stacked in the rows of a product: [n, n_heads, T].
@@ -48,7 +63,22 @@ static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * product, int64
 }
 
 void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
-    ggml_tensor * h = residual_of(y);
+    if (!part.traits.joint_head_norms) {
+        on_attn_input(y, {}, il);
+    }
+}
+
+// Norms over all heads take their statistics from the base's, so these must be there.
+void inserted_graph::on_k_normed(ggml_tensor * k_normed, int il) {
+    if (part.traits.joint_head_norms) {
+        const query_key base = { normed_by(q_normed), normed_by(k_normed) };
+        on_attn_input(product_input(base.q), base, il);
+    }
+}
+
+// y: what the base's queries are made of, its normed h, or h itself where there is no norm.
+void inserted_graph::on_attn_input(ggml_tensor * y, const query_key & base, int il) {
+    ggml_tensor * h = model.layers[il].attn_norm == nullptr ? y : normed_by(y);
     if (il == 0) {
         state = build_initial_state(h);
     }
@@ -59,31 +89,31 @@ void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
         return;
     }
 
-    const int     jl      = layer.cache_layer;
-    const int64_t n       = n_embd_head_k;
     const int64_t n_kv    = part.spec.n_head_kv[il];
-    const int64_t n_query = model.hparams.n_head(jl);
+    const int64_t n_query = model.hparams.n_head(layer.cache_layer);
 
     ggml_tensor * qkv = build_norm_mul_mat(layer.attn_qkv, { y, h, state, layer.attn_norm }, il);
     cb(qkv, "otter_qkv", il);
 
-    const auto [q, k] = build_query_key(qkv, n_query, n_kv, il);
+    const query_key qk = build_query_key(qkv, base, il);
 
-    ggml_tensor * v = view_heads(ctx0, qkv, n, n_query + n_kv, n_kv);
+    ggml_tensor * v = view_heads(ctx0, qkv, n_embd_head_k, n_query + n_kv, n_kv);
 
-    const float kq_scale = hparams.f_attention_scale == 0.0f ? 1.0f/sqrtf(float(n)) : hparams.f_attention_scale;
-
-    attn_ins = build_attn(find_input<llm_graph_input_attn_kv>(), nullptr, nullptr, nullptr, q, k, v,
-            nullptr, nullptr, nullptr, kq_scale, jl);
+    attn_ins = build_inserted_attn(qk, v, layer.cache_layer);
     ggml_build_forward_expand(gf, attn_ins);
 }
 
 void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
     ggml_build_forward_expand(gf, h);
     add_attention(h->ne[1], il);
+    if (model.layers[il].ffn_norm == nullptr) {
+        on_ffn_input(h, il);
+    }
 }
 
 void inserted_graph::add_attention(int64_t n_columns, int il) {
+    const auto & layer = part.layers[il];
+
     state = gather_outputs(state, n_columns);
     if (attn_ins == nullptr) {
         return;
@@ -91,26 +121,32 @@ void inserted_graph::add_attention(int64_t n_columns, int il) {
 
     ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), n_columns);
 
-    state    = build_mul_mat_add(part.layers[il].attn_output, attn, gather_outputs(attn_ins, n_columns), state, il);
+    state = build_mul_mat_add(layer.attn_output, attn, gather_outputs(attn_ins, n_columns),
+            to_residual(layer.attn_post_norm), il);
     attn_ins = nullptr;
     cb(state, "otter_ffn_inp", il);
     ggml_build_forward_expand(gf, state);
 }
 
 void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
-    const auto & layer = part.layers[il];
-
     if (hparams.use_par_res) { // beside attention: the FFN reads h' as it entered the layer
         state = gather_outputs(state, y->ne[1]);
     } else {
-        on_ffn_inp(residual_of(y), il); // Phi-3 has no name for it
+        on_ffn_inp(normed_by(y), il); // Phi-3 has no name for it
     }
+    on_ffn_input(y, il);
+}
+
+void inserted_graph::on_ffn_input(ggml_tensor * y, int il) {
+    const auto & layer = part.layers[il];
 
     act_ins = nullptr;
     if (layer.ffn_up.tensor == nullptr) {
         return;
     }
-    act_ins = build_norm_act(layer.ffn_up, { y, residual_of(y), state, layer.ffn_norm }, il);
+    ggml_tensor * h = model.layers[il].ffn_norm == nullptr ? y : normed_by(y);
+
+    act_ins = build_norm_act(layer.ffn_up, { y, h, state, layer.ffn_norm }, il);
     cb(act_ins, "otter_ffn_act", il);
     ggml_build_forward_expand(gf, act_ins);
 }
@@ -124,9 +160,10 @@ void inserted_graph::on_l_out(ggml_tensor * h, int il) {
         return;
     }
     if (model.layers[il].ffn_down == nullptr) { // experts
-        state = build_mul_mat_add(layer.ffn_down, act_ins, nullptr, state, il);
+        state = build_mul_mat_add(layer.ffn_down, act_ins, nullptr, to_residual(layer.ffn_post_norm), il);
     } else {
-        state = build_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins, state, il);
+        state = build_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins,
+                to_residual(layer.ffn_post_norm), il);
     }
     cb(state, "otter_l_out", il);
     ggml_build_forward_expand(gf, state);
@@ -139,7 +176,7 @@ void inserted_graph::on_result_norm(ggml_tensor * y) {
 
     ggml_tensor * y_ins = nullptr;
     if (part.output_norm.weight != nullptr) {
-        y_ins = build_partial_norm({ y, residual_of(y), state, part.output_norm }, part.n_layer - 1);
+        y_ins = build_partial_norm({ y, normed_by(y), state, part.output_norm }, part.n_layer - 1);
     }
 
     ggml_tensor * row = build_heads(y, y_ins);
@@ -168,11 +205,20 @@ ggml_tensor * inserted_graph::build_initial_state(ggml_tensor * h) {
     return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset*sizeof(float));
 }
 
-inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, int64_t n_query, int64_t n_kv, int il) {
-    const int64_t n    = n_embd_head_k;
-    const auto &  base = model.layers[il];
+inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, const query_key & base, int il) {
+    const auto &  layer   = part.layers[il];
+    ggml_tensor * q_norm  = model.layers[il].attn_q_norm;
+    ggml_tensor * k_norm  = model.layers[il].attn_k_norm;
+    const int64_t n       = n_embd_head_k;
+    const int64_t n_kv    = part.spec.n_head_kv[il];
+    const int64_t n_query = model.hparams.n_head(layer.cache_layer);
 
-    if (base.attn_q_norm == nullptr) {
+    if (part.traits.joint_head_norms) {
+        ggml_tensor * q = build_joint_norm(base.q, qkv, 0,       layer.attn_q_norm, il);
+        ggml_tensor * k = build_joint_norm(base.k, qkv, n_query, layer.attn_k_norm, il);
+        return { build_rope(q, il), build_rope(k, il) };
+    }
+    if (q_norm == nullptr) {
         // queries and keys stand side by side: one rotary node for both
         ggml_tensor * qk = build_rope(view_heads(ctx0, qkv, n, 0, n_query + n_kv), il);
         cb(qk, "otter_qk", il);
@@ -181,10 +227,20 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, int
             ggml_view_3d(ctx0, qk, n, n_kv,    n_tokens, qk->nb[1], qk->nb[2], n_query*qk->nb[1]),
         };
     }
-    GGML_ASSERT(base.attn_q_norm->ne[0] == n && base.attn_k_norm->ne[0] == n);
-    ggml_tensor * q = build_norm(view_heads(ctx0, qkv, n, 0, n_query), base.attn_q_norm, nullptr, LLM_NORM_RMS, il);
-    ggml_tensor * k = build_norm(view_heads(ctx0, qkv, n, n_query, n_kv), base.attn_k_norm, nullptr, LLM_NORM_RMS, il);
+    GGML_ASSERT(q_norm->ne[0] == n && k_norm->ne[0] == n);
+    ggml_tensor * q = build_norm(view_heads(ctx0, qkv, n, 0, n_query), q_norm, nullptr, LLM_NORM_RMS, il);
+    ggml_tensor * k = build_norm(view_heads(ctx0, qkv, n, n_query, n_kv), k_norm, nullptr, LLM_NORM_RMS, il);
     return { build_rope(q, il), build_rope(k, il) };
+}
+
+// Heads of the product from `first` on, normed with the statistic of all the base's: w' * q' / rms(q) -> [n, heads, T].
+ggml_tensor * inserted_graph::build_joint_norm(ggml_tensor * base, ggml_tensor * qkv, int64_t first, ggml_tensor * w,
+        int il) {
+    const int64_t n = n_embd_head_k;
+
+    ggml_tensor * rows = ggml_view_2d(ctx0, qkv, w->ne[0], qkv->ne[1], qkv->nb[1], first*n*sizeof(float));
+    ggml_tensor * cur  = build_partial_norm({ nullptr, base, rows, { w, nullptr } }, il);
+    return ggml_reshape_3d(ctx0, cur, n, w->ne[0]/n, cur->ne[1]);
 }
 
 ggml_tensor * inserted_graph::build_rope(ggml_tensor * cur, int il) {
@@ -192,7 +248,27 @@ ggml_tensor * inserted_graph::build_rope(ggml_tensor * cur, int il) {
         return cur;
     }
     return ggml_rope_ext(ctx0, cur, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
-            n_rot, rope_type, n_ctx_orig, freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
+            n_rot, rope_type, n_ctx_orig, model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
+            ext_factor, attn_factor, beta_fast, beta_slow);
+}
+
+// [n*heads, T]. Cache layer jl is of the same kind as the layer that it stands beside: within a window, or not.
+ggml_tensor * inserted_graph::build_inserted_attn(const query_key & qk, ggml_tensor * v, int jl) {
+    ggml_tensor * q     = qk.q;
+    float         scale = hparams.f_attention_scale;
+    if (scale == 0.0f) {
+        scale = 1.0f/sqrtf(float(n_embd_head_k));
+    }
+    if (hparams.attn_soft_cap) { // it caps scores that are scaled already
+        q     = ggml_scale(ctx0, ggml_cont(ctx0, q), scale);
+        scale = 1.0f;
+    }
+    if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
+        return build_attn(find_input<llm_graph_input_attn_kv>(), nullptr, nullptr, nullptr, q, qk.k, v,
+                nullptr, nullptr, nullptr, scale, jl);
+    }
+    return build_attn(find_input<llm_graph_input_attn_kv_iswa>(), nullptr, nullptr, nullptr, q, qk.k, v,
+            nullptr, nullptr, nullptr, scale, jl);
 }
 
 // Raw outputs of every head, [n_head_outputs, T]; behind them, where asked for, the final normed h' and h.
@@ -224,14 +300,14 @@ ggml_tensor * inserted_graph::build_norm_mul_mat(const block_weight & w, const n
     if (fused(w.tensor, in.y->ne[1], il)) {
         return cpu_norm_mul_mat(ctx0, w, in);
     }
-    return build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
+    return build_concat_mul_mat(w.tensor, in.y, build_norm_input(in, il), il);
 }
 
 ggml_tensor * inserted_graph::build_norm_act(const block_weight & w, const norm_input & in, int il) {
     if (fused(w.tensor, in.y->ne[1], il, w.gated ? 2 : 1)) {
         return cpu_norm_act(ctx0, w, in);
     }
-    ggml_tensor * product = build_concat_mul_mat(w.tensor, in.y, build_partial_norm(in, il), il);
+    ggml_tensor * product = build_concat_mul_mat(w.tensor, in.y, build_norm_input(in, il), il);
     if (!w.gated) {
         return w.gelu ? ggml_gelu(ctx0, product) : ggml_silu(ctx0, product);
     }
@@ -239,18 +315,30 @@ ggml_tensor * inserted_graph::build_norm_act(const block_weight & w, const norm_
 }
 
 ggml_tensor * inserted_graph::build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
-        ggml_tensor * residual, int il) {
+        const residual_input & to, int il) {
     if (fused(w.tensor, a->ne[1], il)) {
-        return cpu_mul_mat_add(ctx0, w, a, b, residual);
+        return cpu_mul_mat_add(ctx0, w, a, b, to);
     }
     ggml_tensor * product = b == nullptr ? ggml_mul_mat(ctx0, w.tensor, a) : build_concat_mul_mat(w.tensor, a, b, il);
     if (w.bias != nullptr) {
         product = ggml_add(ctx0, product, w.bias);
     }
+    if (to.w_ins != nullptr) {
+        product = build_partial_norm({ nullptr, to.o, product, { to.w_ins, nullptr } }, il);
+    }
     if (w.scale != 1.0f) {
         product = ggml_scale(ctx0, product, w.scale);
     }
-    return ggml_add(ctx0, product, residual);
+    return ggml_add(ctx0, product, to.h_ins);
+}
+
+// y', or h' as it is
+ggml_tensor * inserted_graph::build_norm_input(const norm_input & in, int il) {
+    return in.ins.weight == nullptr ? in.h_ins : build_partial_norm(in, il);
+}
+
+residual_input inserted_graph::to_residual(ggml_tensor * post_norm) const {
+    return { state, post_norm == nullptr ? nullptr : normed_by(post_normed), post_norm };
 }
 
 // y' = w' * h' / sqrt(mean(h^2) + eps), with the mean of h off h and h' first where it is a LayerNorm; where there is no
@@ -261,11 +349,11 @@ ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in, int il) 
     }
     const float inverse_n = 1.0f/float(in.h->ne[0]);
 
-    ggml_tensor * h     = in.h;
+    ggml_tensor * h     = ggml_is_contiguous(in.h) ? in.h : ggml_cont(ctx0, in.h);
     ggml_tensor * h_ins = in.h_ins;
     if (part.norm.centered) {
-        ggml_tensor * mean = ggml_scale(ctx0, ggml_sum_rows(ctx0, in.h), inverse_n);
-        h     = ggml_sub(ctx0, in.h, mean);
+        ggml_tensor * mean = ggml_scale(ctx0, ggml_sum_rows(ctx0, h), inverse_n);
+        h     = ggml_sub(ctx0, h, mean);
         h_ins = ggml_sub(ctx0, in.h_ins, mean);
     }
     ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, h));

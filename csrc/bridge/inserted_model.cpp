@@ -72,6 +72,7 @@ std::unique_ptr<llama_model_base> create(const llama_model_params & params, cons
 block_traits traits_of(uint32_t features) {
     block_traits traits;
     traits.gelu               = (features & gelu_ffn) != 0;
+    traits.joint_head_norms   = (features & joint_norms) != 0;
     traits.steps_without_rope = (features & steps_without_rope) != 0;
     traits.gated              = (features & ungated) == 0;
     traits.layer_norm         = (features & layer_norms) != 0;

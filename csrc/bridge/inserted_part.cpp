@@ -150,9 +150,10 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
     }
 
     for (int32_t il = 0; il < n_layer; ++il) {
-        auto & layer = layers[il];
+        auto &       layer = layers[il];
+        const auto & base  = model.layers[il];
         if (traits.layer_norm && e > 0) {
-            check_form(model.layers[il]);
+            check_form(base);
         }
 
         const int64_t k_ins = spec.n_head_kv[il];
@@ -163,19 +164,33 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         const int64_t f_base = hp.n_expert > 0 ? 0 : hp.n_ff(il);
 
         if (k_ins > 0) {
-            layer.attn_norm   = create_norm(LLM_TENSOR_ATTN_NORM, il);
+            if (base.attn_norm != nullptr) {
+                layer.attn_norm = create_norm(LLM_TENSOR_ATTN_NORM, il);
+            }
+            if (traits.joint_head_norms) {
+                layer.attn_q_norm = create(tn(LLM_TENSOR_ATTN_Q_NORM, "otter.weight", il), {n*q_ins});
+                layer.attn_k_norm = create(tn(LLM_TENSOR_ATTN_K_NORM, "otter.weight", il), {n*k_ins});
+            }
+            if (base.attn_post_norm != nullptr) {
+                layer.attn_post_norm = create(tn(LLM_TENSOR_ATTN_POST_NORM, "otter.weight", il), {e});
+            }
             layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
             layer.attn_output = create_output(LLM_TENSOR_ATTN_OUT, il, n*(hp.n_head(il) + q_ins));
 
             // the cache layer shifts its keys with the rotary factors of the layer it stands beside
             auto & cache_layer = model.layers[layer.cache_layer];
 
-            cache_layer.rope_freqs = model.layers[il].rope_freqs;
-            cache_layer.rope_long  = model.layers[il].rope_long;
-            cache_layer.rope_short = model.layers[il].rope_short;
+            cache_layer.rope_freqs = base.rope_freqs;
+            cache_layer.rope_long  = base.rope_long;
+            cache_layer.rope_short = base.rope_short;
         }
         if (f_ins > 0) {
-            layer.ffn_norm = create_norm(LLM_TENSOR_FFN_NORM, il);
+            if (base.ffn_norm != nullptr) {
+                layer.ffn_norm = create_norm(LLM_TENSOR_FFN_NORM, il);
+            }
+            if (base.ffn_post_norm != nullptr) {
+                layer.ffn_post_norm = create(tn(LLM_TENSOR_FFN_POST_NORM, "otter.weight", il), {e});
+            }
             layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP, "otter.weight", il), {d + e, (traits.gated ? 2 : 1)*f_ins});
             layer.ffn_down = create_output(LLM_TENSOR_FFN_DOWN, il, f_base + f_ins);
         }

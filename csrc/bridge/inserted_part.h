@@ -15,11 +15,15 @@ namespace otter {
 // Tensors of one layer; null where nothing is inserted. Shapes in ggml order (columns first).
 struct inserted_layer {
     norm_weights  attn_norm;
-    block_weight  attn_qkv;            // [d+e, n*(g*k' + 2*k')]
-    block_weight  attn_output;         // [n*(H + g*k'), e]
+    block_weight  attn_qkv;                 // [d+e, n*(g*k' + 2*k')]
+    ggml_tensor * attn_q_norm = nullptr;    // [n*g*k'], where a norm reads all heads together
+    ggml_tensor * attn_k_norm = nullptr;    // [n*k']
+    block_weight  attn_output;              // [n*(H + g*k'), e]
+    ggml_tensor * attn_post_norm = nullptr; // [e]
     norm_weights  ffn_norm;
-    block_weight  ffn_up;              // [d+e, 2*f'], gate above up; [d+e, f'] where there is no gate
-    block_weight  ffn_down;            // [f + f', e]; beside experts [f', e]
+    block_weight  ffn_up;                   // [d+e, 2*f'], gate above up; [d+e, f'] where there is no gate
+    block_weight  ffn_down;                 // [f + f', e]; beside experts [f', e]
+    ggml_tensor * ffn_post_norm = nullptr;  // [e]
 
     int32_t cache_layer = -1;   // its layer in the KV cache, L + i
     bool    rotated     = true; // queries and keys get the rotary embedding
@@ -32,6 +36,7 @@ struct block_traits {
     bool gated              = true;  // the FFN has a gate beside its up map
     bool layer_norm         = false; // norms are LayerNorm with biases instead of RMSNorm
     bool output_biases      = false; // maps back to the residual have biases
+    bool joint_head_norms   = false; // queries (and keys) are normed with one statistic for all heads
 };
 
 struct inserted_head_tensors {

@@ -1,22 +1,44 @@
 #include "bridge/memory.h"
 
 #include "llama-context.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
 namespace otter {
 
+// llama.cpp keeps layers with a window apart from the others, and reads through a null pointer where there are no others.
+static bool only_windows(const llama_hparams & hparams) {
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (!hparams.is_swa(il)) {
+            return false;
+        }
+    }
+    return hparams.swa_type != LLAMA_SWA_TYPE_NONE;
+}
+
 bool can_shift(llama_context * ctx, ggml_type type_k) {
-    const char * off   = std::getenv("LLAMA_ATTN_ROT_DISABLE");
-    const bool   mixed = (off == nullptr || std::atoi(off) == 0) && ctx->get_model().hparams.n_embd_head_k() % 64 == 0;
+    const auto & hparams = ctx->get_model().hparams;
+    const char * off     = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+    const bool   mixed   = (off == nullptr || std::atoi(off) == 0) && hparams.n_embd_head_k() % 64 == 0;
     return llama_memory_can_shift(llama_get_memory(ctx)) && (mixed || !ggml_is_quantized(type_k)) &&
-        ctx->get_model().hparams.rope_type != LLAMA_ROPE_TYPE_NONE;
+        hparams.rope_type != LLAMA_ROPE_TYPE_NONE && !only_windows(hparams);
 }
 
 int32_t n_learned_positions(const llama_model * model) {
     return model->pos_embd == nullptr ? INT32_MAX : int32_t(model->pos_embd->ne[1]);
+}
+
+bool window_lost(llama_context * ctx, llama_seq_id sequence, llama_pos begin) {
+    const auto * cache = dynamic_cast<const llama_kv_cache_iswa *>(llama_get_memory(ctx));
+    if (cache == nullptr) {
+        return false;
+    }
+    const llama_pos first = begin - llama_pos(ctx->get_model().hparams.n_swa) + 1;
+    return cache->get_swa()->seq_pos_min(sequence) > std::max(first, cache->get_base()->seq_pos_min(sequence));
 }
 
 void apply_shift(llama_context * ctx) {

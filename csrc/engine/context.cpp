@@ -410,6 +410,10 @@ void context::sequence_copy(int32_t source, int32_t target, int32_t begin, int32
 bool context::sequence_remove(int32_t sequence, int32_t begin, int32_t end) {
     const exclusive claim(busy, "context");
     check_sequence(sequence);
+    const bool to_the_end = end < 0 || end > llama_memory_seq_pos_max(llama_get_memory(get()), sequence);
+    if (begin > 0 && to_the_end && window_lost(get(), sequence, begin)) {
+        return false;
+    }
     const bool removed = llama_memory_seq_rm(llama_get_memory(get()), sequence, begin, end);
     leave_family(sequence);
     return removed;

@@ -76,6 +76,7 @@ public:
     int32_t            n_outputs() const { return n_last_outputs; }
 
     void sequence_copy  (int32_t source, int32_t target, int32_t begin, int32_t end);
+    // False, and nothing is removed: llama.cpp cannot, or layers with a window could not go on at begin.
     bool sequence_remove(int32_t sequence, int32_t begin, int32_t end);
     void sequence_keep  (int32_t sequence);
     int32_t sequence_max_position(int32_t sequence) const;

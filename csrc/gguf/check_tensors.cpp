@@ -88,6 +88,12 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
                 sizes.head_dim_v, " for values, expected the same even number"));
     }
     check_rotated(file, sizes, form);
+    for (const char * name : { "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa" }) {
+        const uint32_t size = file.get_u32(key_of(name)).value_or(sizes.head_dim_k);
+        if (size != sizes.head_dim_k) {
+            file.unsupported(cat("key ", quoted(key_of(name)), " is ", size, ", expected the head size ", sizes.head_dim_k));
+        }
+    }
     if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
         file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
     }
@@ -99,6 +105,43 @@ void check_geometry(const gguf_file & file, const base_sizes & sizes, const tens
     if (n_embd_out != 0 && n_embd_out != sizes.n_embd) {
         file.unsupported(cat("key ", quoted(key_of("embedding_length_out")), " is ", n_embd_out, ", expected ",
                 sizes.n_embd));
+    }
+}
+
+void check_windows(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
+    const std::string key     = sizes.architecture + ".attention.sliding_window";
+    const std::string pattern = key + "_pattern";
+    if (!form.has(windows) && !form.has(no_windows)) {
+        return;
+    }
+    const auto size = file.get_u32(key);
+    if (form.has(no_windows)) {
+        if (size.value_or(0) > 0) {
+            file.unsupported(cat("key ", quoted(key), " is ", *size, ": layers that attend within a window"));
+        }
+        return;
+    }
+    if (size.value_or(1) == 0 || size.value_or(1) > INT32_MAX) {
+        file.fail_key(key, cat("is ", *size, ", expected 1 to ", INT32_MAX));
+    }
+    const kv_entry * kv = file.find(pattern);
+    if (kv == nullptr) {
+        return;
+    }
+    const bool whole = kv->type == GGUF_TYPE_UINT32 || kv->type == GGUF_TYPE_INT32 || kv->type == GGUF_TYPE_BOOL;
+    const bool fits  = kv->is_array ? whole && kv->count == sizes.n_layer : kv->type == GGUF_TYPE_UINT32;
+    if (!fits) {
+        file.fail_key(pattern, cat("is ", kv->type_name(), ", expected a u32 or one flag for each of ", sizes.n_layer,
+                " layers"));
+    }
+}
+
+void check_caps(const gguf_file & file, const base_sizes & sizes) {
+    for (const char * name : { ".attn_logit_softcapping", ".final_logit_softcapping" }) {
+        const auto cap = file.get_f32(sizes.architecture + name);
+        if (sizes.architecture == "gemma2" && cap.value_or(1.0f) <= 0.0f) { // its graph divides by it
+            file.fail_key(sizes.architecture + name, cat("is ", *cap, ", expected a number above 0"));
+        }
     }
 }
 
@@ -162,7 +205,7 @@ private:
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
             const std::string layer = cat("blk.", i, ".");
             expect_attention(layer);
-            norm(layer + "ffn_norm", !form.has(other_norms));
+            expect_norms(layer);
             if (sizes.n_expert == 0) {
                 expect_ffn(layer);
             } else {
@@ -171,12 +214,22 @@ private:
         }
     }
 
+    void expect_norms(const std::string & layer) {
+        if (!form.has(no_pre_norms)) {
+            norm(layer + "attn_norm");
+            norm(layer + "ffn_norm", !form.has(other_norms));
+        }
+        if (form.has(post_norms)) {
+            vector(layer + "post_attention_norm.weight", sizes.n_embd);
+            vector(layer + "post_ffw_norm.weight", sizes.n_embd);
+        }
+    }
+
     void expect_attention(const std::string & layer) {
         const uint64_t d   = sizes.n_embd;
         const uint64_t n_q = uint64_t(sizes.head_dim_k) * sizes.n_head[0];
         const uint64_t n_k = uint64_t(sizes.head_dim_k) * sizes.n_head_kv[0];
 
-        norm(layer + "attn_norm");
         if (form.has(fused_qkv) || has(layer + "attn_qkv.weight")) {
             matrix(layer + "attn_qkv", { d, n_q + 2 * n_k });
             vector(layer + "attn_qkv.bias", n_q + 2 * n_k, form.has(all_biases));
@@ -193,8 +246,8 @@ private:
         matrix(layer + "attn_output", { n_q, d });
         bias(layer + "attn_output", d, map_biases);
         if (form.has(head_norms)) {
-            vector(layer + "attn_q_norm.weight", sizes.head_dim_k);
-            vector(layer + "attn_k_norm.weight", sizes.head_dim_k);
+            vector(layer + "attn_q_norm.weight", form.has(joint_norms) ? n_q : sizes.head_dim_k);
+            vector(layer + "attn_k_norm.weight", form.has(joint_norms) ? n_k : sizes.head_dim_k);
         }
         if (form.has(other_norms)) {
             expected[layer + "attn_q_norm.weight"] = { { sizes.head_dim_k, sizes.n_head[0] }, false, true };
@@ -309,6 +362,8 @@ void check_tensors(const base_parts & parts, const base_sizes & sizes) {
     }
     check_geometry(parts.head(), sizes, *form);
     check_scales(parts.head(), sizes, *form);
+    check_windows(parts.head(), sizes, *form);
+    check_caps(parts.head(), sizes);
     tensor_check(parts, sizes, *form).run();
 }
 

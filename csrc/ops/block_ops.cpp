@@ -143,16 +143,18 @@ void multiply(const ggml_tensor * weight, int64_t begin, int64_t end, const char
 
 packed_input pack_norm_input(const ggml_tensor * dst, const block_weight & weight) {
     const ggml_tensor * y     = dst->src[0];
-    const ggml_tensor * h     = dst->src[1];
-    const ggml_tensor * h_ins = dst->src[2];
+    const ggml_tensor * h_ins = dst->src[1];
+    const ggml_tensor * h     = dst->src[2]; // null without a norm
 
     thread_local std::vector<float> y_ins;
     y_ins.resize(size_t(h_ins->ne[0]));
 
     packed_input input(weight.tensor, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
-        norm_inserted(y_ins.data(), h, h_ins, dst->src[3], dst->src[4], i, weight.norm);
-        input.pack(i, column(y, i), y->ne[0], y_ins.data(), h_ins->ne[0]);
+        if (h != nullptr) {
+            norm_inserted(y_ins.data(), h, h_ins, dst->src[3], dst->src[4], i, weight.norm);
+        }
+        input.pack(i, column(y, i), y->ne[0], h == nullptr ? column(h_ins, i) : y_ins.data(), h_ins->ne[0]);
     }
     return input;
 }
@@ -221,6 +223,8 @@ void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor * a        = dst->src[1];
     const ggml_tensor * b        = dst->src[2]; // or null
     const float *       bias     = block.bias != nullptr ? (const float *) block.bias->data : nullptr;
+    const ggml_tensor * o        = dst->src[3]; // null without a norm before the sum
+    const float *       w        = o == nullptr ? nullptr : (const float *) dst->src[4]->data;
 
     packed_input input(weight, dst->ne[1]);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
@@ -233,11 +237,13 @@ void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
     const row_range rows = thread_rows(weight, weight->ne[1], ith, nth);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
-        float * out = column(dst, i);
+        float *     out   = column(dst, i);
+        const float scale = o == nullptr ? block.scale : block.scale*norm_statistic(column(o, i), o->ne[0], block.norm).scale;
         multiply(weight, rows.begin, rows.end, input[i], out + rows.begin);
         for (int64_t row = rows.begin; row < rows.end; ++row) {
             const float product = bias != nullptr ? out[row] + bias[row] : out[row];
-            out[row] = block.scale*product + column(residual, i)[row];
+            const float factor  = w == nullptr ? scale : scale*w[row];
+            out[row] = factor*product + column(residual, i)[row];
         }
     }
 }
@@ -259,6 +265,13 @@ ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_te
             const_cast<void *>(userdata));
 }
 
+ggml_tensor * custom_normed(ggml_context * ctx, int64_t rows, const block_weight & weight, const norm_input & in,
+        ggml_custom_op_t fun) {
+    ggml_tensor * args[] = { in.y, in.h_ins, in.h, in.ins.weight, in.ins.bias };
+    const int     n_args = in.ins.weight == nullptr ? 2 : in.ins.bias == nullptr ? 4 : 5;
+    return custom(ctx, rows, in.y->ne[1], args, n_args, fun, &weight);
+}
+
 } // namespace
 
 ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const norm_params & norm) {
@@ -267,21 +280,19 @@ ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const 
 }
 
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.ins.weight, in.ins.bias };
-    const int     n_args = in.ins.bias == nullptr ? 4 : 5;
-    return custom(ctx, weight.tensor->ne[1], in.y->ne[1], args, n_args, compute_norm_mul_mat, &weight);
+    return custom_normed(ctx, weight.tensor->ne[1], weight, in, compute_norm_mul_mat);
 }
 
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    ggml_tensor * args[] = { in.y, in.h, in.h_ins, in.ins.weight, in.ins.bias };
-    const int     n_args = in.ins.bias == nullptr ? 4 : 5;
-    return custom(ctx, weight.tensor->ne[1]/(weight.gated ? 2 : 1), in.y->ne[1], args, n_args, compute_norm_act, &weight);
+    return custom_normed(ctx, weight.tensor->ne[1]/(weight.gated ? 2 : 1), weight, in, compute_norm_act);
 }
 
 ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
-        ggml_tensor * residual) {
-    ggml_tensor * args[] = { residual, a, b };
-    return custom(ctx, weight.tensor->ne[1], a->ne[1], args, b == nullptr ? 2 : 3, compute_mul_mat_add, &weight);
+        const residual_input & to) {
+    GGML_ASSERT(to.w_ins == nullptr || (b != nullptr && !weight.norm.centered)); // no base norms otherwise before the sum
+    ggml_tensor * args[] = { to.h_ins, a, b, to.o, to.w_ins };
+    const int     n_args = to.w_ins != nullptr ? 5 : b != nullptr ? 3 : 2;
+    return custom(ctx, weight.tensor->ne[1], a->ne[1], args, n_args, compute_mul_mat_add, &weight);
 }
 
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {

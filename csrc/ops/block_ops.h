@@ -33,12 +33,21 @@ struct block_weight {
 };
 
 // Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
-// normed by it (partial norm: y' = w' * h' / rms(h), or w' * (h' - mean(h)) / std(h) + b').
+// normed by it (partial norm: y' = w' * h' / rms(h), or w' * (h' - mean(h)) / std(h) + b'). Where the sub-layer has no
+// norm, y = h and y' = h'.
 struct norm_input {
     ggml_tensor * y;
     ggml_tensor * h;
     ggml_tensor * h_ins;
-    norm_weights  ins;
+    norm_weights  ins; // null without a norm
+};
+
+// What the output o' of an inserted sub-layer is added to, h_ins [e, T]; where a norm stands before the sum, w' * o' / rms(o)
+// with the base's output o [d, T].
+struct residual_input {
+    ggml_tensor * h_ins;
+    ggml_tensor * o;
+    ggml_tensor * w_ins; // [e]; null without a norm
 };
 
 // y' -> [e, T]
@@ -51,9 +60,9 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
 // [rows/2, T]
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// residual + scale * (weight @ [a, b] + bias) -> [rows, T]; b may be null
+// h' + scale * norm(weight @ [a, b] + bias) -> [rows, T]; b may be null where nothing is normed
 ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
-        ggml_tensor * residual);
+        const residual_input & to);
 
 // [a, b] -> [columns of a + columns of b, T]
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);

@@ -23,7 +23,7 @@ class SubLayer:
     """One residual sub-layer, by module paths relative to its layer: norm, maps into it, the map back."""
 
     norm: str
-    """The norm whose output the input maps read."""
+    """The norm whose output the input maps read; empty where they read the state as it is."""
     inputs: tuple[str, ...]
     """Linear maps that read the normed state: queries, keys, values; gate, up, or up alone.
 
@@ -40,12 +40,23 @@ class SubLayer:
     """Whether the rows of a fused map stand head by head: queries, key and value of one KV head, then of the next."""
     head_norms: tuple[str, ...] = ()
     """Norms of queries and of keys, over the channels of each head by itself, if there are any."""
+    joint_head_norms: bool = False
+    """Whether these have one statistic for all heads, and a weight for each channel of each head."""
+    heads_dim: int = -2
+    """Dimension of the heads in what norms of each head by itself read."""
+    post_norm: str = ""
+    """The norm of the output before it is added to the residual, if there is one."""
     experts: str = ""
     """Module of a mixture of experts. Then ``inputs`` and ``output`` are no modules of the base: the inserted maps
     stand beside the experts, as children of that module."""
     split_sizes: tuple[str, ...] = ()
     """Attributes of the attention module by which its code cuts the outputs of its maps: numbers of heads, or of their
     channels."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Every module with weights."""
+        return tuple(filter(None, (self.norm, *self.inputs, *self.head_norms, self.output, self.post_norm)))
 
 
 ATTENTION = SubLayer(
@@ -141,6 +152,10 @@ class Architecture:
     """Field of the configuration that names the FFN's activation."""
     activations: tuple[str, ...] = ("silu",)
     """Each ``hidden_act`` that is what llama.cpp takes for granted, up to rounding or a known approximation."""
+    attention_functions: tuple[str, ...] = ()
+    """transformers' attention functions that compute all of its attention; empty: every one does."""
+    lost_in_gguf: str = ""
+    """What transformers computes otherwise when it reads a GGUF of it, if there is something."""
     not_widened: str = ""
     """Why there is no plainly widened checkpoint of it, if there is none."""
 
@@ -156,6 +171,23 @@ class Architecture:
         precision = "1e-4" if self.activations == ("silu",) else "twice the difference of the logits"
         widened = () if self.not_widened else ("widened checkpoints",)
         return "; ".join(("logits bit for bit", f"rewards as in torch, to {precision}", *widened))
+
+    @property
+    def gguf_modules(self) -> dict[str, str]:
+        """llama.cpp's name of each module of a layer."""
+        attention, ffn = self.attention, self.ffn
+        names = {
+            attention.norm: "attn_norm",
+            **dict(zip(attention.inputs, ("attn_q", "attn_k", "attn_v"), strict=True)),
+            **dict(zip(attention.head_norms, ("attn_q_norm", "attn_k_norm"), strict=False)),
+            attention.output: "attn_output",
+            attention.post_norm: "post_attention_norm",
+            ffn.norm: "ffn_norm",
+            **dict(zip(ffn.inputs, ("ffn_gate", "ffn_up"), strict=True)),
+            ffn.output: "ffn_down",
+            ffn.post_norm: "post_ffw_norm",
+        }
+        return {module: name for module, name in names.items() if module}
 
     def geometry(self, config: Any) -> BaseGeometry:
         """Sizes from a Hugging Face configuration.
@@ -189,6 +221,14 @@ def unwritten_rope(config: Any) -> str | None:
         return (
             f"its rotary embedding is {rope}, and llama.cpp's converter keeps a plain one of base {_ROPE_THETA:g} only"
         )
+    return None
+
+
+def other_windows(config: Any, period: int) -> str | None:
+    """The reason to refuse other layers with a window than all but each ``period``-th; llama.cpp knows no others."""
+    expected = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(config.num_hidden_layers)]
+    if list(config.layer_types) != expected or not config.sliding_window:
+        return f"other layers attend within a window than all but each {period}. one"
     return None
 
 

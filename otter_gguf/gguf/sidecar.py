@@ -71,12 +71,16 @@ def _attention_tensors(config: InsertionConfig, architecture: Architecture, laye
     base, width, n_kv, n_query = config.base, config.width, config.n_head_kv[layer], config.n_query_heads(layer)
     if not n_kv:
         return {}
+    attention, n = architecture.attention, base.head_dim
+    joint = {keys.ATTN_Q_NORM: (n * n_query,), keys.ATTN_K_NORM: (n * n_kv,)}
     return {
-        keys.ATTN_NORM: (width,),
+        **({keys.ATTN_NORM: (width,)} if attention.norm else {}),
         **({keys.ATTN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
-        keys.ATTN_QKV: (base.n_embd + width, base.head_dim * (n_query + 2 * n_kv)),
-        keys.ATTN_OUTPUT: (base.head_dim * (base.n_head + n_query), width),
-        **({keys.ATTN_OUTPUT_BIAS: (width,)} if architecture.attention.output_bias else {}),
+        keys.ATTN_QKV: (base.n_embd + width, n * (n_query + 2 * n_kv)),
+        **(joint if attention.joint_head_norms else {}),
+        keys.ATTN_OUTPUT: (n * (base.n_head + n_query), width),
+        **({keys.ATTN_OUTPUT_BIAS: (width,)} if attention.output_bias else {}),
+        **({keys.ATTN_POST_NORM: (width,)} if attention.post_norm else {}),
     }
 
 
@@ -86,11 +90,12 @@ def _ffn_tensors(config: InsertionConfig, architecture: Architecture, layer: int
     if not n_ff:
         return {}
     return {
-        keys.FFN_NORM: (width,),
+        **({keys.FFN_NORM: (width,)} if architecture.ffn.norm else {}),
         **({keys.FFN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
         keys.FFN_UP: (base.n_embd + width, len(architecture.ffn.inputs) * n_ff),
         keys.FFN_DOWN: (config.ffn_columns(layer), width),
         **({keys.FFN_DOWN_BIAS: (width,)} if architecture.ffn.output_bias else {}),
+        **({keys.FFN_POST_NORM: (width,)} if architecture.ffn.post_norm else {}),
     }
 
 

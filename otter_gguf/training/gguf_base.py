@@ -16,7 +16,7 @@ from tokenizers import decoders, normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .. import _native
+from .. import _native, architectures
 from ..errors import FileError, UnsupportedError
 from ..gguf.base import BaseFiles, base_geometry
 from ..gguf.sidecar import is_sidecar
@@ -93,7 +93,9 @@ def _lost(base: BaseFiles) -> str | None:
         return "it has long rotary factors"
     if geometry.architecture == "llama" and geometry.n_expert:
         return "a mixture of experts"
-    return None
+    kinds = (architectures.describe(model_type) for model_type in architectures.supported())
+    lost = [kind.lost_in_gguf for kind in kinds if kind.gguf == geometry.architecture and kind.lost_in_gguf]
+    return f"it loses {lost[0]}" if lost else None
 
 
 def _take_sizes(config: Any, path: Path) -> None:

@@ -32,7 +32,7 @@ class Widening:
 
     ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own
     embedding; ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone and
-    ``pad`` leaves h' as it was where nothing is inserted. ``experts`` is the module of a mixture of experts, and
+    ``pad`` adds nothing to h' where nothing is inserted. ``experts`` is the module of a mixture of experts, and
     ``beside`` an inserted map in it.
     """
 
@@ -65,16 +65,16 @@ def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[
         layer = f"{architecture.layers}.{i}."
         if config.n_head_kv[i]:
             sizes = (base.n_head * base.head_dim, base.n_head_kv * base.head_dim, base.n_head_kv * base.head_dim)
-            yield from _widened(layer, architecture, architecture.attention, config, sizes, _attention_rows(config, i))
-            for path, heads in zip(architecture.attention.head_norms, (base.n_head, base.n_head_kv), strict=False):
-                yield Widening(layer + path, "heads", base_columns=heads)
+            attention_rows = _attention_rows(config, i)
+            yield from _widened(layer, architecture, architecture.attention, config, sizes, attention_rows)
+            yield from _head_norms(layer, architecture.attention, config, attention_rows)
         else:
-            yield from _untouched(layer, architecture.attention, base.n_embd)
+            yield from _untouched(layer, architecture.attention, base.n_embd, base.n_head * base.head_dim)
         if config.n_ff[i]:
             rows, count = tuple(row % base.n_ff for row in range(config.n_ff[i])), len(architecture.ffn.inputs)
             yield from _widened(layer, architecture, architecture.ffn, config, (base.n_ff,) * count, (rows,) * count)
         else:
-            yield from _untouched(layer, architecture.ffn, base.n_embd)
+            yield from _untouched(layer, architecture.ffn, base.n_embd, base.n_ff)
     reads_inserted = any(head.input != "base" for head in config.heads)
     final: Kind = "norm" if reads_inserted else "narrow"
     yield Widening(architecture.norm, final, channels, base.n_embd, bias=architecture.layer_norm)
@@ -94,7 +94,8 @@ def _widened(
     ``sizes``: rows of each of the base's input maps.
     """
     d, channels, inner = config.base.n_embd, _channels(config), sizes[0]
-    yield Widening(layer + sub_layer.norm, "norm", channels, d, bias=architecture.layer_norm)
+    if sub_layer.norm:
+        yield Widening(layer + sub_layer.norm, "norm", channels, d, bias=architecture.layer_norm)
     if sub_layer.experts:
         yield Widening(layer + sub_layer.experts, "experts", base_columns=d)
         for i, (path, input_rows) in enumerate(zip(sub_layer.inputs, rows, strict=True)):
@@ -108,6 +109,8 @@ def _widened(
         yield Widening(layer + sub_layer.activation, "activation", base_columns=inner, parts=inputs[0].parts)
     bias = sub_layer.output_bias
     yield Widening(layer + sub_layer.output, "linear", channels, inner, inner + len(rows[0]), bias=bias)
+    if sub_layer.post_norm:
+        yield Widening(layer + sub_layer.post_norm, "norm", channels, d)
 
 
 def _input_maps(
@@ -141,10 +144,26 @@ def _by_head(sizes: tuple[int, ...], rows: tuple[tuple[int, ...], ...], n_head_k
     )
 
 
-def _untouched(layer: str, sub_layer: SubLayer, d: int) -> Iterator[Widening]:
+def _head_norms(
+    layer: str, attention: SubLayer, config: InsertionConfig, rows: tuple[tuple[int, ...], ...]
+) -> Iterator[Widening]:
+    """Norms of queries and keys: each head by itself, or with the statistic of the base's and weights for ``rows``."""
+    base = config.base
+    for path, heads, head_rows in zip(attention.head_norms, (base.n_head, base.n_head_kv), rows, strict=False):
+        if attention.joint_head_norms:
+            yield Widening(layer + path, "norm", head_rows, heads * base.head_dim)
+        else:
+            yield Widening(layer + path, "heads", base_columns=heads)
+
+
+def _untouched(layer: str, sub_layer: SubLayer, d: int, inner: int) -> Iterator[Widening]:
     """A sub-layer with nothing inserted: it reads h, and h' passes through its residual."""
-    yield Widening(layer + sub_layer.norm, "narrow", base_columns=d)
-    yield Widening(layer + (sub_layer.experts or sub_layer.output), "pad")
+    for path in (sub_layer.norm,) if sub_layer.norm else dict.fromkeys(sub_layer.inputs):
+        yield Widening(layer + path, "narrow", base_columns=d)
+    output, columns = (sub_layer.experts, d) if sub_layer.experts else (sub_layer.output, inner)
+    yield Widening(layer + output, "pad", base_columns=columns)
+    if sub_layer.post_norm:
+        yield Widening(layer + sub_layer.post_norm, "pad", base_columns=d)
 
 
 def _channels(config: InsertionConfig) -> tuple[int, ...]:

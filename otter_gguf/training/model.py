@@ -92,7 +92,8 @@ class OtterModel(nn.Module):
         """Inserted tensors are zero; :func:`insert` and :meth:`from_pretrained` fill them.
 
         Raises:
-            UnsupportedError: an architecture without a file, or a base with a bias in a map back to the residual.
+            UnsupportedError: an architecture without a file, a base with a bias in a map back to the residual, or an
+                attention function that leaves out a part of the base's attention.
             MismatchError: ``insertion.base`` is not this base's geometry; every differing size is listed.
             ConfigError: the base carries an insertion already.
         """
@@ -103,6 +104,7 @@ class OtterModel(nn.Module):
         self.layout = layout(self.architecture, insertion)
         self.training_record: dict[str, Any] = {}
         _check_geometry(insertion.base, self.architecture.geometry(base_model.config))
+        _check_attention(base_model, self.architecture)
         if any(isinstance(module, Widened) for module in base_model.modules()):
             raise ConfigError("the base model carries an insertion already; load it anew")
         widened = {widening.path: self._widen(base_model, widening) for widening in self.layout}
@@ -146,14 +148,14 @@ class OtterModel(nn.Module):
         if kind == "activation":
             return WidenedActivation(base, widening.base_columns, sum(part.base for part in widening.parts))
         if kind == "heads":
-            return WidenedHeadNorm(base, widening.base_columns)
+            return WidenedHeadNorm(base, widening.base_columns, self.architecture.attention.heads_dim)
         if kind == "norm":
             epsilon = float(getattr(base, self.architecture.norm_epsilon))
             if self.architecture.layer_norm:
                 return WidenedLayerNorm(base, rows, widening.base_columns, epsilon)
             return WidenedRMSNorm(base, rows, widening.base_columns, epsilon, self.architecture.norm_offset)
         if kind == "pad":
-            return Padded(base, self.insertion.width)
+            return Padded(base, self.insertion.width, widening.base_columns)
         outputs = (self.architecture.attention.output, self.architecture.ffn.output)
         if widening.path.endswith(outputs) and getattr(base, "bias", None) is not None and not widening.bias:
             raise UnsupportedError(f"{widening.path} has a bias; only maps that read the state may have one")
@@ -407,6 +409,15 @@ class OtterModel(nn.Module):
 
         check_plain_base(self.base_model, "a widened checkpoint")
         export(self, Path(path), dtype=dtype, tokenizer=tokenizer)
+
+
+def _check_attention(model: PreTrainedModel, architecture: Architecture) -> None:
+    found, known = model.config._attn_implementation, architecture.attention_functions
+    if known and found not in known:
+        raise UnsupportedError(
+            f"{found} leaves out a part of the attention of a {architecture.model_class}; load the base with"
+            f" attn_implementation={known[0]!r}"
+        )
 
 
 def _check_geometry(expected: BaseGeometry, found: BaseGeometry) -> None:

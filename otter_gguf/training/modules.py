@@ -125,17 +125,16 @@ class Narrow(Widened):
 
 
 class Padded(Widened):
-    """Output map of a sub-layer with nothing inserted: adds zero to h', whose residual passes through."""
+    """Output map, or norm behind it, of a sub-layer with nothing inserted: adds zero to h'."""
 
-    def __init__(self, base: nn.Module, width: int) -> None:
-        super().__init__(base)
+    def __init__(self, base: nn.Module, width: int, base_columns: int) -> None:
+        super().__init__(base, base_columns)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inner) -> (..., d + e)."""
-        with torch.no_grad():
-            y = cast(Tensor, self.base(x))
-            return functional.pad(y, (0, self.width)) if self.enabled else y
+        """(..., inner or d + e) -> (..., d + e)."""
+        y = self.run_base(x)
+        return functional.pad(y, (0, self.width)) if self.enabled else y
 
 
 class WidenedLinear(Widened):
@@ -229,13 +228,18 @@ class WidenedHeadNorm(Widened):
     ``base_columns`` is how many heads the base has. No inserted tensor: the weights are one head's, the same for all.
     """
 
+    def __init__(self, base: nn.Module, base_columns: int, heads_dim: int) -> None:
+        super().__init__(base, base_columns)
+        self.heads_dim = heads_dim
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., heads, n) -> (..., heads, n)."""
+        """(..., n) with the heads along ``heads_dim`` -> the same shape."""
+        h, inserted = x.tensor_split([self.base_columns], dim=self.heads_dim)
         with torch.no_grad():
-            y = cast(Tensor, self.base(x.detach()[..., : self.base_columns, :].contiguous()))
+            y = cast(Tensor, self.base(h.detach().contiguous()))
         if not self.enabled:
             return y
-        return torch.cat([y, self.base(x[..., self.base_columns :, :].contiguous())], dim=-2)
+        return torch.cat([y, self.base(inserted.contiguous())], dim=self.heads_dim)
 
 
 class WidenedActivation(Widened):

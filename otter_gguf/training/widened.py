@@ -215,6 +215,8 @@ def _block_matrix(module: Widened, widening: Widening, config: InsertionConfig) 
     if widening.kind == "table":
         return torch.cat([base.to(cast(Tensor, inserted).dtype), cast(Tensor, inserted)], dim=1)
     if widening.kind == "pad":
+        if base.ndim == 1:  # a norm, which reads zeros there
+            return functional.pad(base, (0, config.width), value=1.0)
         return functional.pad(base, (0, 0, 0, config.width))
     if widening.kind == "heads":
         return base
