@@ -28,8 +28,8 @@ def main(script: Path) -> None:
     base: Any = importlib.import_module("conversion.base")
     load: Callable[..., dict[str, Any]] = base.ModelBase.load_hparams
 
-    def load_hparams(*arguments: Any) -> dict[str, Any]:
-        config = load(*arguments)
+    def load_hparams(*arguments: Any, **options: Any) -> dict[str, Any]:
+        config = load(*arguments, **options)
         if config.get("model_type") in _OLDER_KEYS:
             key, value = _OLDER_KEYS[config["model_type"]]
             config.setdefault(key, value(config))
