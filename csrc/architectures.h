@@ -25,16 +25,16 @@ enum feature : uint32_t {
     parallel     = 1u << 13, // a key says whether attention and FFN read the same state
     other_norms  = 1u << 14, // the FFN's norm may be missing, each query and key head may have a norm of its own
     positions    = 1u << 15, // a table of learned positions instead of a rotary embedding
-    joint_norms  = 1u << 16, // head_norms have one statistic for all heads, and a weight for each channel of each head
-    no_pre_norms = 1u << 17, // sub-layers read the state as it is
-    post_norms   = 1u << 18, // the outputs of sub-layers are normed before they are added
-    windows      = 1u << 19, // some layers attend within a window
-    no_windows   = 1u << 23, // with a window it is an architecture of its own under the same name
+    no_pre_norms = 1u << 16, // sub-layers read the state as it is
+    post_norms   = 1u << 17, // the outputs of sub-layers are normed before they are added
+    windows      = 1u << 18, // some layers attend within a window
+    no_windows   = 1u << 19, // with a window it is an architecture of its own under the same name
 
     // in the file and in the graph
     layer_norms = 1u << 20, // norms are LayerNorm, each with a bias
     all_biases  = 1u << 21, // every map of a layer has a bias
     ungated     = 1u << 22, // the FFN has no gate
+    joint_norms = 1u << 23, // head_norms have one statistic for all heads, and a weight for each channel of each head
 
     // in the graph alone, for the inserted blocks
     gelu_ffn           = 1u << 24, // the FFN's activation is GELU in its tanh form instead of SiLU

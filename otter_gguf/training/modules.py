@@ -125,15 +125,19 @@ class Narrow(Widened):
 
 
 class Padded(Widened):
-    """Output map, or norm behind it, of a sub-layer with nothing inserted: adds zero to h'."""
+    """Output map, or norm behind it, of a sub-layer with nothing inserted: adds zero to h'.
+
+    ``base_columns`` is 0 where no channels are read, but ids (learned positions).
+    """
 
     def __init__(self, base: nn.Module, width: int, base_columns: int) -> None:
         super().__init__(base, base_columns)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inner or d + e) -> (..., d + e)."""
-        y = self.run_base(x)
+        """(..., inner or d + e), or ids (...) -> (..., d + e)."""
+        with torch.no_grad():
+            y = self.run_base(x) if self.base_columns else cast(Tensor, self.base(x))
         return functional.pad(y, (0, self.width)) if self.enabled else y
 
 
