@@ -3,6 +3,7 @@
 #   make demo PYTHON=python3.12                        another interpreter
 #   make demo CMAKE_ARGS=-DGGML_CUDA=ON                with CUDA; any option of llama.cpp's build
 #   make test TORCH='torch --index-url URL'            another build of torch
+#   make asan PYTEST=tests/native                      some of the tests with sanitizers
 
 PYTHON     ?= python3
 VENV       ?= .venv
@@ -30,7 +31,7 @@ CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz fuzz-validator soak lint native clean distclean
+.PHONY: help demo test test-slow fuzz fuzz-validator soak asan lint native clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +48,7 @@ test-slow: $(VENV)/.test ## the slow tests
 fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
 	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
 
-soak: $(VENV)/.test ## kills, faults and Ctrl-C in every verb that writes, a million headers (hours; SOAK="kills --count 10": a part)
+soak: $(VENV)/.test ## all of docs/reliability.md (hours; SOAK="kills --count 10": a part)
 	$(BIN)/python -m tests.reliability.soak $(SOAK)
 
 fuzz-validator: ## 10 minutes of coverage-guided fuzzing of the native validator, with clang
@@ -63,6 +64,17 @@ fuzz-validator: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
 	cd $(VALIDATOR) && $(subst clang,llvm-profdata,$(CLANG)) merge -sparse fuzz.profraw named.profraw -o all.profdata
 	cd $(VALIDATOR) && $(subst clang,llvm-cov,$(CLANG)) report ./fuzz_validator -instr-profile=all.profdata \
 	    -show-region-summary=false -ignore-filename-regex=fuzz_validator
+
+# Optimised as little as keeps the tests bearable, with libstdc++'s own assertions; the assertions of ggml stay off, as
+# in what users run.
+SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS -DNDEBUG -O1 -g1
+
+asan: ## the tests with AddressSanitizer and UBSan (Linux, GCC)
+asan: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
+	$(CMAKE) -S . -B build/asan -G Ninja $(CMAKE_ARGS) -DPython_EXECUTABLE=$(NATIVE) -DCMAKE_BUILD_TYPE=Sanitize \
+	    '-DCMAKE_C_FLAGS=$(SANITIZE)' '-DCMAKE_CXX_FLAGS=$(SANITIZE)' -DCMAKE_MODULE_LINKER_FLAGS=-fsanitize=address,undefined
+	$(CMAKE) --build build/asan --target _native
+	$(NATIVE) -m tests.reliability.asan $(PYTEST)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
 	$(BIN)/ruff check .

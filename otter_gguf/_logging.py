@@ -10,7 +10,7 @@ import sys
 
 from . import _native
 
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 logger = logging.getLogger("otter_gguf")
 _engine = logging.getLogger("otter_gguf.llama_cpp")

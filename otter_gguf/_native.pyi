@@ -346,6 +346,10 @@ def set_log_callback(callback: Callable[[str, str], None] | None) -> None:
 def devices() -> list[dict[str, Any]]:
     """Every ggml device: name, description, type, memory_free, memory_total."""
 
+def live_objects() -> dict[str, int]:
+    """How many native objects are alive: files, models, contexts, samplers. What is closed is not, unless something
+    made from it is still there: a context keeps its model, a view of logits its context."""
+
 QUANTIZE_TYPES: tuple[str, ...]
 """Types of :func:`model_quantize`, under llama-quantize's names; ``COPY`` leaves every tensor as it is."""
 

@@ -29,6 +29,11 @@ MAX_LABEL = 64
 _MAX_REWARD_LABEL = MAX_LABEL + 17  # head.label
 
 
+def _check_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise ConfigError(f"insertion: {name} is a {type(value).__name__}, expected a {expected.__name__}")
+
+
 def is_head_name(name: object) -> bool:
     """Whether a head may be called so: its name is part of keys and tensor names, and stands in messages."""
     return isinstance(name, str) and _HEAD_NAME.fullmatch(name) is not None
@@ -180,9 +185,12 @@ class InsertionConfig:
     """First channel of the slice, and of what `copy` initialisation copies."""
 
     def __post_init__(self) -> None:
+        _check_type("base", self.base, BaseGeometry)
         object.__setattr__(self, "n_head_kv", tuple(self.n_head_kv))
         object.__setattr__(self, "n_ff", tuple(self.n_ff))
         object.__setattr__(self, "heads", tuple(self.heads))
+        for head in self.heads:
+            _check_type("a head", head, HeadConfig)
         _refuse("", self._problems())
 
     def _problems(self) -> list[str]:
@@ -238,6 +246,7 @@ class InsertionConfig:
         **kwargs: Any,
     ) -> InsertionConfig:
         """The same sizes in every layer."""
+        _check_type("base", base, BaseGeometry)
         return cls(base, width, (n_head_kv,) * base.n_layer, (n_ff,) * base.n_layer, **kwargs)
 
     @property

@@ -133,6 +133,8 @@ class Otter:
 
     def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Tokens of a text. ``special``: read ``<|...|>`` as the token of that name."""
+        if not isinstance(text, (str, bytes, bytearray, memoryview)):  # bytes(n) of a number n would take n bytes
+            raise ConfigError(f"the text is a {type(text).__name__}, expected str or bytes")
         data = text.encode() if isinstance(text, str) else bytes(text)
         return self.model.tokenize(data, add_special=add_bos, parse_special=special)
 

@@ -6,11 +6,13 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import synthetic
 from otter_gguf import (
     ARGS,
     PARGS,
@@ -24,6 +26,7 @@ from otter_gguf import (
     Vocabulary,
 )
 from otter_gguf.cli import main as cli
+from otter_gguf.config import InsertionConfig
 from tests.completions import chat_pair, tokens_of
 from tests.guidance.reference import open_exact
 from tests.synthetic_models import TEXT, pair
@@ -251,6 +254,20 @@ def test_a_reward_model_of_another_vocabulary(llm: Otter) -> None:
     with Otter(n_threads=1, n_ctx=64, **demo()) as other:
         line = line_of(MismatchError, lambda: llm.create_completion("a", reward_model=other, guidance=ARGS()))
         assert "other vocabularies" in line
+
+
+def test_a_reward_model_with_another_token_of_the_same_length(llm: Otter, tmp_path: Path) -> None:
+    geometry = synthetic.GEOMETRIES["tiny"]
+    metadata = synthetic.base_metadata(geometry)
+    tokens = next(entry.value for entry in metadata if entry.key == "tokenizer.ggml.tokens")
+    changed, was = 300, tokens[300]
+    tokens[changed] = "qq"
+    base, sidecar = tmp_path / "base.gguf", tmp_path / "otter.gguf"
+    synthetic.write(base, metadata, synthetic.base_tensors(geometry, "F32"), 0)
+    synthetic.write_sidecar(sidecar, base, InsertionConfig.uniform(geometry.base, 32, 1, 64), "F32", 0)
+    with Otter(base, otter=sidecar, n_threads=1, n_ctx=64) as other:
+        line = line_of(MismatchError, lambda: llm.create_completion("a", reward_model=other, guidance=ARGS()))
+        assert f"token {changed} is b'qq' and {was.encode()!r}" in line
 
 
 def demo() -> dict[str, Any]:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from otter_gguf import ConfigError, ContextFullError, FileError, MismatchError, Otter
+from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.options import LoadOptions, SamplingOptions
+from tests.gguf.toy_files import write_base
 from tests.synthetic_models import TEXT, load, pair
 
 
@@ -350,3 +352,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Otter(pair().otter)
     with pytest.raises(FileError, match="nothing"):
         Otter(tmp_path / "nothing.gguf")
+
+
+def test_a_base_is_checked_before_llama_cpp_reads_it(tmp_path: Path) -> None:
+    """A plain one too, of which nothing else is looked at."""
+    metadata = KeyValue("llama.attention.layer_norm_rms_epsilon", "f32", -1.0)
+    base = write_base(tmp_path / "base.gguf", metadata=(metadata,))
+    with pytest.raises(FileError, match="layer_norm_rms_epsilon"):
+        Otter(base, n_ctx=64, n_threads=1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, ConfigError, ContextFullError, FileError, MismatchError, Otter
+from otter_gguf import ARGS, ConfigError, ContextFullError, FileError, MismatchError, Otter, _native
 from otter_gguf.generation import common_length
 from otter_gguf.state import ContextState, identity
 from tests.completions import choice_of, tokens_of, without_end
@@ -204,6 +204,17 @@ def test_identity_tells_files_apart_and_not_places(tmp_path: Path) -> None:
     same = identity(str(base), str(sidecar))
     assert identity(str(copies[0]), str(copies[1])) == same
     assert len({same, identity(str(base)), identity(str(pair(seed=1).base)), identity(str(pair("Q8_0").base))}) == 4
+
+
+@pytest.mark.parametrize("place", ["begin", "end"])
+def test_identity_sees_both_ends_of_a_tensor(tmp_path: Path, place: str) -> None:
+    data = bytearray(pair().base.read_bytes())
+    with _native.GgufFile(str(pair().base)) as file:
+        largest = max(file.tensors, key=lambda tensor: tensor.n_bytes)
+    data[largest.offset if place == "begin" else largest.offset + largest.n_bytes - 1] ^= 1
+    changed = tmp_path / "changed.gguf"
+    changed.write_bytes(data)
+    assert identity(str(changed)) != identity(str(pair().base))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------

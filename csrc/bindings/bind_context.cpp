@@ -51,11 +51,11 @@ std::unique_ptr<py_context> make_context(const py_model & owner, uint32_t n_ctx,
     options.offload_kqv     = offload_kqv;
     options.rewards         = rewards;
     options.interrupted     = [] {
-        const py::gil_scoped_acquire gil;
+        const gil_acquire gil;
         return PyErr_CheckSignals() != 0;
     };
-    const auto & model_owner = owner.get();
-    const py::gil_scoped_release release;
+    const auto model_owner = owner.get(); // shared: another thread may close the model meanwhile
+    const gil_release release;
     return std::make_unique<py_context>(std::make_shared<context>(model_owner, options));
 }
 
@@ -82,7 +82,7 @@ void decode(const py_context & self, const int_array & tokens, const int_array &
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), outputs.data(), n };
     const auto        ctx   = self.get();
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         ctx->decode(batch, rewards);
     } catch (const interrupt &) {
         throw py::error_already_set();
@@ -107,7 +107,7 @@ float_array decode_rewards(const py_context & self, const int_array & tokens, co
 
     std::vector<float> rewards;
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         rewards = ctx->decode_rewards(batch);
     } catch (const interrupt &) {
         throw py::error_already_set();
@@ -121,7 +121,7 @@ float_array score(const py_context & self, const int_array & tokens, int32_t seq
 
     std::vector<float> rewards;
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         rewards = ctx->score(tokens.data(), n, sequence, position);
     } catch (const interrupt &) {
         throw py::error_already_set();
@@ -135,7 +135,7 @@ float_array log_probabilities(const py_context & self, const int_array & tokens,
 
     std::vector<float> result;
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         result = ctx->log_probabilities(tokens.data(), n, sequence, position);
     } catch (const interrupt &) {
         throw py::error_already_set();
@@ -145,7 +145,7 @@ float_array log_probabilities(const py_context & self, const int_array & tokens,
 
 void sequence_shift(const py_context & self, int32_t sequence, int32_t begin, int32_t end, int32_t delta) {
     const auto ctx = self.get();
-    const py::gil_scoped_release release;
+    const gil_release release;
     ctx->sequence_shift(sequence, begin, end, delta);
 }
 
@@ -154,7 +154,7 @@ py::bytes save_state(const py_context & self, int32_t sequence) {
 
     std::vector<uint8_t> data;
     {
-        const py::gil_scoped_release release;
+        const gil_release release;
         data = ctx->save_sequence(sequence);
     }
     return py::bytes(reinterpret_cast<const char *>(data.data()), data.size());
@@ -163,14 +163,15 @@ py::bytes save_state(const py_context & self, int32_t sequence) {
 size_t load_state(const py_context & self, const py::bytes & data, int32_t sequence) {
     const auto             ctx   = self.get();
     const std::string_view bytes = data;
-    const py::gil_scoped_release release;
+    const gil_release release;
     ctx->load_sequence(reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size(), sequence);
     return bytes.size();
 }
 
 // A view: it dies with the context's memory, so the array holds the context alive.
 py::array logits(const py::object & self) {
-    const auto & ctx = self.cast<const py_context &>().get();
+    const auto & ctx     = self.cast<const py_context &>().get();
+    const auto   claimed = ctx->claim();
 
     const int32_t n_rows  = ctx->n_outputs();
     const int32_t n_vocab = llama_vocab_n_tokens(ctx->owner->vocab());
@@ -186,8 +187,9 @@ py::array logits(const py::object & self) {
 }
 
 std::pair<float_array, float_array> hidden_states(const py_context & self) {
-    const auto & ctx   = *self.get();
-    const auto & owner = *ctx.owner;
+    const auto & ctx     = *self.get();
+    const auto & owner   = *ctx.owner;
+    const auto   claimed = ctx.claim();
     if (!owner.inserted || !owner.inserted->spec.hidden_states || (ctx.n_outputs() > 0 && ctx.rows() == nullptr)) {
         throw config_error("no hidden states: open the model with hidden_states=True and decode with rewards");
     }
@@ -219,7 +221,7 @@ float_array vocabulary_scores(const py_context & self, int32_t head, int32_t row
 
     std::vector<float> scores;
     {
-        const py::gil_scoped_release release;
+        const gil_release release;
         scores = ctx->vocabulary_scores(head, row, tokens, n);
     }
     return float_array(py::ssize_t(scores.size()), scores.data());

@@ -5,6 +5,7 @@
 
 #include "engine/log.h"
 #include "engine/quantizer.h"
+#include "gguf/mapped_file.h"
 #include "gguf/quantize.h"
 
 #include "ggml-backend.h"
@@ -20,18 +21,32 @@ namespace otter {
 namespace {
 
 void set_log_callback(const std::optional<std::function<void(const std::string &, const std::string &)>> & callback) {
-    set_log_listener([callback](const char * level, const std::string & line) {
+    // shared: a copy of a Python callback takes the GIL, and the log copies its listener
+    const auto shared = std::make_shared<const std::decay_t<decltype(callback)>>(callback);
+    set_log_listener([shared](const char * level, const std::string & line) {
+        const auto & listener = *shared;
         watch_quantizer(line);
-        if (!callback || !Py_IsInitialized()) {
+        if (!listener || !Py_IsInitialized()) {
             return;
         }
-        const py::gil_scoped_acquire gil;
+        const gil_acquire     gil;
+        const py::error_scope pending; // of another callback, to be raised when llama.cpp has cleaned up
         try {
-            (*callback)(level, line);
+            (*listener)(level, line);
         } catch (py::error_already_set & error) { // a listener's failure must not unwind llama.cpp
             error.discard_as_unraisable("otter_gguf log callback");
         }
     });
+}
+
+// What is held by an object of Python that has been closed or is gone is not alive.
+py::dict live_objects() {
+    py::dict result;
+    result["files"]    = live_count<mapped_file>::count();
+    result["models"]   = live_count<model>::count();
+    result["contexts"] = live_count<context>::count();
+    result["samplers"] = live_count<sampler>::count();
+    return result;
 }
 
 py::list devices() {
@@ -106,7 +121,7 @@ quantize_report model_quantize(const std::string & source, const std::string & t
     // a Python error in the callback, Ctrl-C included, is raised when llama.cpp has closed its files
     bool python_error = false;
     options.progress = [&](const std::string & tensor, ggml_type tensor_type) {
-        const py::gil_scoped_acquire gil;
+        const gil_acquire gil;
         try {
             python_error = PyErr_CheckSignals() != 0;
             if (!python_error && progress) {
@@ -119,7 +134,7 @@ quantize_report model_quantize(const std::string & source, const std::string & t
         return !python_error;
     };
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         return quantize_model(source, target, options);
     } catch (const otter_error &) {
         if (python_error) {
@@ -163,10 +178,18 @@ void register_engine(py::module_ & module) {
 
     module.def("set_log_callback", &set_log_callback, py::arg("callback"));
     module.def("devices", &devices);
+    module.def("live_objects", &live_objects);
     register_quantizer(module);
 
-    // a listener left set must not outlive the interpreter
-    py::module_::import("atexit").attr("register")(py::cpp_function([] { set_log_listener(nullptr); }));
+    // neither a listener left set nor a thread that computes must outlive the interpreter
+    py::module_::import("atexit").attr("register")(py::cpp_function([] {
+        set_log_listener(nullptr);
+        park_other_threads();
+    }));
+    const py::object os = py::module_::import("os");
+    if (py::hasattr(os, "register_at_fork")) {
+        os.attr("register_at_fork")(py::arg("after_in_child") = py::cpp_function(&forget_other_threads));
+    }
 }
 
 } // namespace otter

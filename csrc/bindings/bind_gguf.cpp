@@ -1,6 +1,7 @@
 // Files: TensorInfo, GgufFile, check_base, check_finite, tensor_nbytes, quantize, dequantize.
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 
 #include "gguf/check_base.h"
 #include "gguf/finite.h"
@@ -51,7 +52,7 @@ std::string path_bytes(const py::object & path) {
 class py_gguf_file {
 public:
     explicit py_gguf_file(const py::object & location) : path(path_bytes(location)) {
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         file = std::make_shared<const gguf_file>(path);
     }
 
@@ -129,7 +130,7 @@ public:
     int64_t non_finite(const std::string & name) const {
         const auto           held = open();
         const tensor_entry & info = tensor(name);
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         return first_non_finite(info.type, held->bytes(info.offset), info.n_bytes);
     }
 
@@ -189,8 +190,9 @@ py::object py_gguf_file::value(const std::string & key) const {
 // Python integers of any size; what does not fit is a size that no tensor can have.
 std::vector<uint64_t> shape_of(const py::sequence & shape) {
     std::vector<uint64_t> out;
-    for (const py::handle item : shape) {
-        const py::int_ number = py::reinterpret_borrow<py::object>(item);
+    for (size_t i = 0; i < shape.size(); ++i) {
+        const py::object item   = shape[i]; // held: an array makes its items as they are asked for
+        const py::int_   number = item;
         const uint64_t n      = PyLong_AsUnsignedLongLong(number.ptr());
         if (n == UINT64_MAX && PyErr_Occurred() != nullptr) {
             PyErr_Clear();
@@ -214,7 +216,7 @@ py::bytes quantize(const py::array_t<float, py::array::c_style | py::array::forc
     const float *        data   = values.data();
     std::vector<uint8_t> out;
     {
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         out = quantize_rows(parsed, data, rows, cols);
     }
     return { reinterpret_cast<const char *>(out.data()), out.size() };
@@ -233,7 +235,7 @@ py::array_t<float> dequantize(const py::buffer & data, const std::string & type,
     py::array_t<float> out({ py::ssize_t(n_rows), py::ssize_t(n_columns) });
     float *            values = out.mutable_data();
     {
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         dequantize_rows(parsed, static_cast<const uint8_t *>(info.ptr), n_rows, n_columns, values);
     }
     return out;
@@ -287,12 +289,12 @@ void register_gguf(py::module_ & m) {
 
     m.def("check_base", [](const py_gguf_file & file) {
         const auto                   held = file.open();
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         check_base(*held);
     }, py::arg("file"));
     m.def("check_finite", [](const py_gguf_file & file, const std::vector<std::string> & names) {
         const auto                   held = file.open();
-        const py::gil_scoped_release unlocked;
+        const gil_release unlocked;
         check_finite(*held, names);
     }, py::arg("file"), py::arg("names"));
     m.def("tensor_nbytes", [](const std::string & type, const py::sequence & shape) {

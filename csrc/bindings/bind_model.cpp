@@ -85,7 +85,7 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
     // a Python error in the callback, Ctrl-C included, stops the load and is raised when llama.cpp has cleaned up
     bool python_error = false;
     options.progress = [&](float done) {
-        const py::gil_scoped_acquire gil;
+        const gil_acquire gil;
         try {
             python_error = PyErr_CheckSignals() != 0;
             return !python_error && (!progress || (*progress)(done));
@@ -99,7 +99,7 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
         inserted->spec.hidden_states = hidden_states;
     }
     try {
-        const py::gil_scoped_release release;
+        const gil_release release;
         return std::make_unique<py_model>(std::make_shared<model>(path, options, std::move(inserted)));
     } catch (const otter_error &) {
         if (python_error) {
@@ -149,9 +149,10 @@ void register_model(py::module_ & module) {
             return text == nullptr ? std::nullopt : std::optional<std::string>(text);
         })
         .def("tokenize", [](const py_model & self, const py::bytes & text, bool add_special, bool parse_special) {
-            const std::string copy = text;
-            const py::gil_scoped_release release;
-            return self.get()->tokenize(copy, add_special, parse_special);
+            const std::string copy  = text;
+            const auto        owner = self.get(); // shared: another thread may close the model meanwhile
+            const gil_release release;
+            return owner->tokenize(copy, add_special, parse_special);
         }, py::arg("text"), py::arg("add_special") = true, py::arg("parse_special") = false)
         .def("detokenize", [](const py_model & self, const std::vector<llama_token> & tokens, bool special) {
             return py::bytes(self.get()->detokenize(tokens, special));

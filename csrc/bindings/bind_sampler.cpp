@@ -42,8 +42,8 @@ std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperatu
     for (const auto & [token, bias] : logit_bias) {
         options.logit_bias.push_back({ token, bias });
     }
-    const auto & model_owner = owner.get();
-    const py::gil_scoped_release release;
+    const auto model_owner = owner.get(); // shared: another thread may close the model meanwhile
+    const gil_release release;
     return std::make_unique<py_sampler>(std::make_shared<sampler>(model_owner, options));
 }
 
@@ -87,7 +87,7 @@ candidate_arrays to_arrays(const std::vector<candidate> & best) {
 llama_token sample(const py_sampler & self, const float_array & logits) {
     const auto    chains = self.get();
     const float * row    = checked_row(*chains, logits);
-    const py::gil_scoped_release release;
+    const gil_release release;
     return chains->sample(row);
 }
 
@@ -99,7 +99,7 @@ candidate_arrays candidates(const py_sampler & self, const float_array & logits,
 
     std::vector<candidate> best;
     {
-        const py::gil_scoped_release release;
+        const gil_release release;
         best = chains->candidates(row, extra, k);
     }
     return to_arrays(best);
@@ -118,7 +118,7 @@ candidate_arrays top_k(const float_array & logits, int32_t k, const std::optiona
 
     std::vector<candidate> best;
     {
-        const py::gil_scoped_release release;
+        const gil_release release;
         best = best_tokens(logits.data(), extra, n, k);
     }
     if (best.empty()) {
@@ -131,7 +131,7 @@ template <double (*function)(const float *, int32_t)>
 double of_row(const float_array & logits) {
     const int32_t n      = checked_size(logits, "logits");
     const float * values = logits.data();
-    const py::gil_scoped_release release;
+    const gil_release release;
     return function(values, n);
 }
 

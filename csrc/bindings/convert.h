@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "gil.h"
+
 #include "engine/context.h"
 #include "engine/fail.h"
 #include "engine/sampler.h"
@@ -39,9 +41,11 @@ public:
         return object;
     }
 
+    // The object is given up while the GIL is held, for get() reads it, and freed without: that may take long.
     void close() {
-        const pybind11::gil_scoped_release release;
-        object.reset();
+        std::shared_ptr<native> last = std::move(object);
+        const gil_release release;
+        last.reset();
     }
 
 private:

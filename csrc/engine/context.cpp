@@ -1,6 +1,5 @@
 #include "context.h"
 
-#include "exclusive.h"
 #include "fail.h"
 #include "log.h"
 #include "saved_state.h"
@@ -51,6 +50,28 @@ llama_context_params to_llama_params(const context_options & options) {
     return params;
 }
 
+// What llama.cpp would assert, or try at any cost: sizes become int32_t there, and a thread that cannot start aborts.
+const context_options & checked(const context_options & options) {
+    const auto expect = [](const char * name, int64_t value, int64_t least, int64_t most) {
+        if (value < least || value > most) {
+            throw config_error(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(least) +
+                    " to " + std::to_string(most));
+        }
+    };
+    constexpr int64_t most_cells = 1 << 24; // longer than any model's context; each takes some 50 bytes besides its keys
+    const std::pair<const char *, uint32_t> sizes[] = {
+        { "n_batch", options.n_batch }, { "n_ubatch", options.n_ubatch }, { "n_outputs_max", options.n_outputs_max },
+    };
+    expect("n_ctx", options.n_ctx, 0, most_cells);
+    for (const auto & [name, value] : sizes) {
+        expect(name, value, 0, std::numeric_limits<int32_t>::max());
+    }
+    expect("n_seq_max", options.n_seq_max, 1, int64_t(llama_max_parallel_sequences()));
+    expect("n_threads", std::max(options.n_threads, 0), 0, GGML_MAX_N_THREADS);
+    expect("n_threads_batch", std::max(options.n_threads_batch, 0), 0, GGML_MAX_N_THREADS);
+    return options;
+}
+
 llama_context * create(const model & owner, const context_options & options) {
     take_log_errors();
     std::string reason;
@@ -95,7 +116,7 @@ context::context(std::shared_ptr<const model> model_owner, const context_options
     with_rewards(options.rewards && owner->inserted.has_value()),
     n_outputs_max(int32_t(effective_outputs_max(options))),
     geometry(describe_geometry(*owner, options)),
-    family(options.n_seq_max),
+    family(checked(options).n_seq_max),
     n_families(int32_t(options.n_seq_max)),
     interrupted(options.interrupted),
     handle(create(*owner, options), llama_free),
@@ -238,7 +259,7 @@ void context::run(const token_batch & batch, reward_mode mode) {
 }
 
 void context::decode(const token_batch & batch, bool rewards) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_batch(batch);
     run(batch, with_rewards && rewards ? reward_mode::marked : reward_mode::off);
 }
@@ -273,7 +294,7 @@ void context::feed_text(const int32_t * tokens, int32_t n_tokens, int32_t sequen
 }
 
 std::vector<float> context::decode_rewards(const token_batch & batch) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_gives_rewards();
     check_batch(batch);
     const int32_t most = int32_t(llama_n_ubatch(get()));
@@ -293,7 +314,7 @@ std::vector<float> context::decode_rewards(const token_batch & batch) {
 }
 
 std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_gives_rewards();
     check_text(tokens, n_tokens, sequence, position);
 
@@ -309,7 +330,7 @@ std::vector<float> context::score(const int32_t * tokens, int32_t n_tokens, int3
 }
 
 std::vector<float> context::log_probabilities(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_text(tokens, n_tokens, sequence, position);
 
     const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
@@ -353,6 +374,7 @@ const float * context::logits_row(int32_t row) const {
 }
 
 std::vector<float> context::rewards() const {
+    const exclusive claimed = claim();
     check_rows();
     const size_t n_rewards = size_t(owner->n_rewards());
 
@@ -364,6 +386,7 @@ std::vector<float> context::rewards() const {
 }
 
 std::vector<float> context::queries(int32_t head) const {
+    const exclusive claimed = claim();
     const auto & vocabulary = owner->vocabulary(head);
     check_rows();
 
@@ -376,7 +399,7 @@ std::vector<float> context::queries(int32_t head) const {
 }
 
 std::vector<float> context::vocabulary_scores(int32_t head, int32_t row, const int32_t * candidates, int32_t n) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
 
     const auto & vocabulary = owner->vocabulary(head);
     check_output_row(row);
@@ -400,7 +423,7 @@ void context::leave_family(int32_t sequence) {
 }
 
 void context::sequence_copy(int32_t source, int32_t target, int32_t begin, int32_t end) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(source);
     check_sequence(target);
     llama_memory_seq_cp(llama_get_memory(get()), source, target, begin, end);
@@ -408,7 +431,7 @@ void context::sequence_copy(int32_t source, int32_t target, int32_t begin, int32
 }
 
 bool context::sequence_remove(int32_t sequence, int32_t begin, int32_t end) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(sequence);
     const bool to_the_end = end < 0 || end > llama_memory_seq_pos_max(llama_get_memory(get()), sequence);
     if (begin > 0 && to_the_end && window_lost(get(), sequence, begin)) {
@@ -420,19 +443,20 @@ bool context::sequence_remove(int32_t sequence, int32_t begin, int32_t end) {
 }
 
 void context::sequence_keep(int32_t sequence) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(sequence);
     llama_memory_seq_keep(llama_get_memory(get()), sequence);
     std::iota(family.begin(), family.end(), 0);
 }
 
 int32_t context::sequence_max_position(int32_t sequence) const {
+    const exclusive claimed = claim();
     check_sequence(sequence);
     return llama_memory_seq_pos_max(llama_get_memory(get()), sequence);
 }
 
 void context::clear() {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     llama_memory_clear(llama_get_memory(get()), false); // forgetting the cells is enough: what they held is masked
     std::iota(family.begin(), family.end(), 0);
 }
@@ -448,7 +472,8 @@ void context::check_shift(int32_t sequence, int32_t first, int32_t last, int32_t
                 std::to_string(last) + " out of the context of " + std::to_string(llama_n_ctx(get())) + " tokens");
     }
     for (int32_t other = 0; other < int32_t(family.size()); ++other) {
-        if (other != sequence && family[size_t(other)] == family[size_t(sequence)] && sequence_max_position(other) >= 0) {
+        if (other != sequence && family[size_t(other)] == family[size_t(sequence)] &&
+                llama_memory_seq_pos_max(llama_get_memory(get()), other) >= 0) {
             throw config_error("sequence " + std::to_string(sequence) + " shares its tokens with sequence " + std::to_string(other) +
                     ", which a shift would move too: remove one first");
         }
@@ -456,7 +481,7 @@ void context::check_shift(int32_t sequence, int32_t first, int32_t last, int32_t
 }
 
 void context::sequence_shift(int32_t sequence, int32_t begin, int32_t end, int32_t delta) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(sequence);
     const auto    memory = llama_get_memory(get());
     const int32_t first  = std::max(begin, llama_memory_seq_pos_min(memory, sequence));
@@ -481,7 +506,7 @@ void context::sequence_shift(int32_t sequence, int32_t begin, int32_t end, int32
 }
 
 std::vector<uint8_t> context::save_sequence(int32_t sequence) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(sequence);
     take_log_errors();
     std::vector<uint8_t> data(state_header_size + llama_state_seq_get_size(get(), sequence));
@@ -494,7 +519,7 @@ std::vector<uint8_t> context::save_sequence(int32_t sequence) {
 }
 
 void context::load_sequence(const uint8_t * data, size_t size, int32_t sequence) {
-    const exclusive claim(busy, "context");
+    const exclusive claimed = claim();
     check_sequence(sequence);
     const auto memory = llama_get_memory(get());
     llama_memory_seq_rm(memory, sequence, -1, -1);
@@ -517,6 +542,8 @@ void context::load_sequence(const uint8_t * data, size_t size, int32_t sequence)
 }
 
 std::vector<candidate> context::top_k(int32_t row, int32_t k) const {
+    const exclusive claimed = claim();
+
     const float * logits  = logits_row(row);
     const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
     check_k(k, n_vocab);

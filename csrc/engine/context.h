@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "exclusive.h"
 #include "logits.h"
 #include "model.h"
 
@@ -50,6 +51,10 @@ public:
 
     context(const context &)             = delete;
     context & operator=(const context &) = delete;
+
+    // What reads logits() or rows() holds this meanwhile: a decode in another thread would move them. Every other call
+    // takes it by itself.
+    exclusive claim() const { return { busy, "context" }; }
 
     // Logits and rewards of the tokens marked as outputs are kept until the next call.
     void decode(const token_batch & batch, bool rewards);
@@ -120,10 +125,12 @@ private:
     std::unique_ptr<llama_context, decltype(&llama_free)> handle;
     const bool shiftable;
 
-    std::atomic<bool> busy { false };
+    mutable std::atomic<bool> busy { false };
 
     int32_t       n_last_outputs = 0;
     const float * last_rows      = nullptr;
+
+    const live_count<context> counted;
 
     static bool poll_abort(void * self);
 

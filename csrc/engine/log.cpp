@@ -75,9 +75,10 @@ void install_log() {
     llama_log_set(on_log, nullptr);
 }
 
+// The former listener dies behind the lock: that may wait for Python's.
 void set_log_listener(log_listener listener) {
     const std::lock_guard<std::mutex> lock(state().mutex);
-    state().listener = std::move(listener);
+    std::swap(state().listener, listener);
 }
 
 std::string take_log_errors() {

@@ -12,6 +12,7 @@ using log_listener = std::function<void(const char * level, const std::string & 
 // Take over llama.cpp's and ggml's log for this process. Quiet until a listener is set.
 void install_log();
 
+// It is copied under the log's lock, in whatever thread logs: a copy must wait for nothing.
 void set_log_listener(log_listener listener);
 
 // Warnings and errors since the last call, joined by "; ".

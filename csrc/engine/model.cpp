@@ -3,6 +3,8 @@
 #include "fail.h"
 #include "log.h"
 
+#include "gguf/mapped_file.h"
+
 #include <stdexcept>
 
 namespace otter {
@@ -39,6 +41,10 @@ llama_model_params to_llama_params(const model_options & options, std::vector<fl
 }
 
 llama_model * load(const std::string & path, const model_options & options, const std::optional<insertion> & inserted) {
+    check_path(path);
+    if (!options.sidecar.empty()) {
+        check_path(options.sidecar);
+    }
     std::vector<float> tensor_split;
     const llama_model_params params = to_llama_params(options, tensor_split);
 

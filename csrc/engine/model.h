@@ -4,6 +4,8 @@
 
 #include "heads.h"
 
+#include "gguf/live.h"
+
 #include "llama.h"
 
 #include <functional>
@@ -59,6 +61,8 @@ private:
     std::unique_ptr<llama_model, decltype(&llama_model_free)> handle;
 
     std::vector<vocabulary_head> vocabulary_heads; // point into `inserted` and `handle`
+
+    const live_count<model> counted;
 };
 
 } // namespace otter

@@ -180,6 +180,10 @@ void check_plan(const base_parts & parts, const quantize_report & plan, const qu
 } // namespace
 
 quantize_report quantize_model(const std::string & source, const std::string & target, const quantize_options & options) {
+    if (options.n_threads > GGML_MAX_N_THREADS) {
+        throw config_error(cat("n_threads is ", options.n_threads, ", expected at most ", GGML_MAX_N_THREADS));
+    }
+    check_path(target);
     const gguf_file  file(source);
     const base_parts parts(file);
 

@@ -13,7 +13,8 @@ namespace otter {
 
 namespace {
 
-constexpr float minus_inf = -std::numeric_limits<float>::infinity();
+constexpr float   minus_inf  = -std::numeric_limits<float>::infinity();
+constexpr int32_t max_last_n = 1 << 24; // llama.cpp takes the memory at once
 
 void check_numbers(const sampler_options & options) {
     const auto refuse = [](const char * name, float value, const char * expected) {
@@ -37,8 +38,8 @@ void check_numbers(const sampler_options & options) {
     if (!std::isfinite(options.frequency_penalty) || !std::isfinite(options.presence_penalty)) {
         refuse("frequency_penalty or presence_penalty", options.frequency_penalty, "finite numbers");
     }
-    if (options.repeat_last_n < -1) {
-        refuse("repeat_last_n", float(options.repeat_last_n), "at least -1");
+    if (options.repeat_last_n < -1 || options.repeat_last_n > max_last_n) {
+        refuse("repeat_last_n", float(options.repeat_last_n), "-1 to 2^24");
     }
 }
 

@@ -93,6 +93,7 @@ private:
     std::vector<float>            row;   // logits after bias and penalties
     std::vector<llama_token_data> array; // what a chain works on
     mutable std::atomic<bool>     busy { false };
+    const live_count<sampler>     counted;
 
     const float * adjust(const float * logits);
 

@@ -25,6 +25,15 @@ namespace {
 
 } // namespace
 
+void check_path(const std::string & path) {
+    if (path.empty()) {
+        fail("''", "names no file");
+    }
+    if (path.find('\0') != std::string::npos) {
+        fail(quoted(path), "holds a NUL, which no name of a file does");
+    }
+}
+
 std::shared_ptr<const mapped_file> mapped_file::of(const std::string & path, std::vector<uint8_t> content) {
     if (content.empty()) {
         fail(path, "is empty, expected a GGUF file");
@@ -61,6 +70,7 @@ struct descriptor {
 } // namespace
 
 std::shared_ptr<const mapped_file> mapped_file::open(const std::string & path) {
+    check_path(path);
     const descriptor file(path);
     struct stat      info = {};
     if (file.fd < 0 || fstat(file.fd, &info) != 0) {
@@ -97,6 +107,7 @@ mapped_file::~mapped_file() {
 #else
 
 std::shared_ptr<const mapped_file> mapped_file::open(const std::string & path) {
+    check_path(path);
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     if (!file) {
         fail(path, cat("cannot open: ", std::strerror(errno)));

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "gguf/live.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -9,6 +11,10 @@
 #include <vector>
 
 namespace otter {
+
+// Throws otter_error(file) on an empty name, which llama.cpp takes for a model in memory, and on a NUL, where C would end
+// the name and open another file.
+void check_path(const std::string & path);
 
 // Memory-mapped read only where there is mmap, read into memory elsewhere. Shared by everything that points into it.
 class mapped_file {
@@ -33,6 +39,8 @@ private:
     const uint8_t *      bytes   = nullptr;
     uint64_t             n_bytes = 0;
     std::vector<uint8_t> buffer; // owns the bytes that are not mapped
+
+    const live_count<mapped_file> counted;
 };
 
 } // namespace otter

@@ -46,6 +46,10 @@ class DExperts(Policy):
         check_at_least(self, 1, n_candidates=self.n_candidates)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"DExperts: top_p is {self.top_p}, expected more than 0 and at most 1")
+        for role in _ROLES:
+            model = getattr(self, role)
+            if model is not None and not hasattr(model, "n_vocab"):
+                raise ConfigError(f"DExperts: {role} is a {type(model).__name__}, expected a loaded model")
         if self.expert is None and self.antiexpert is None:
             raise ConfigError("DExperts: neither expert nor antiexpert is given")
 

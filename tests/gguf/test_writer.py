@@ -17,7 +17,7 @@ import pytest
 from otter_gguf import _native
 from otter_gguf.errors import FileError
 from otter_gguf.gguf.atomic import atomic_path, hand_over, temporary_name
-from otter_gguf.gguf.encoding import KeyValue
+from otter_gguf.gguf.encoding import KeyValue, padding
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 
 from .toy_files import float_tensor
@@ -311,3 +311,10 @@ def test_kill_leaves_the_old_or_the_new_file(tmp_path: Path, kill: int) -> None:
         assert len(leftovers(tmp_path)) <= 1
         write_gguf(target, [], some_tensors(), force=True)
         assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "alignment", "expected"), [(0, 32, 0), (1, 32, 31), (31, 32, 1), (64, 32, 0), (65, 64, 63)]
+)
+def test_padding_reaches_the_next_multiple_and_no_further(size: int, alignment: int, expected: int) -> None:
+    assert padding(size, alignment) == expected

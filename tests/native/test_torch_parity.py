@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.gguf.base import BaseFiles
+from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.training import OtterModel, insert
 from tests.gguf.toy_files import GEOMETRY, base_tensors, insertion, write_base
 from tests.native.helpers import Float32, feed, feed_chunks, open_otter, random_tokens
@@ -36,9 +37,10 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "head only": {"width": 0, "n_head_kv": NONE, "n_ff": NONE, "heads": (HeadConfig(input="base"),)},
 }
 TOLERANCE = 1e-4
+EPSILON = 1e-5
 
 
-def torch_base() -> LlamaForCausalLM:
+def torch_base(epsilon: float = EPSILON) -> LlamaForCausalLM:
     """The toy base of tests/gguf/toy_files.py in torch."""
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -49,7 +51,7 @@ def torch_base() -> LlamaForCausalLM:
             num_attention_heads=GEOMETRY.n_head,
             num_key_value_heads=GEOMETRY.n_head_kv,
             head_dim=GEOMETRY.head_dim,
-            rms_norm_eps=1e-5,
+            rms_norm_eps=epsilon,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=False,
         )
@@ -59,16 +61,19 @@ def torch_base() -> LlamaForCausalLM:
     return model
 
 
-def make(folder: Path, config: InsertionConfig, init: Any = "normal") -> tuple[OtterModel, Path, Path]:
+def make(
+    folder: Path, config: InsertionConfig, init: Any = "normal", epsilon: float = EPSILON
+) -> tuple[OtterModel, Path, Path]:
     """The torch model, the base GGUF and the sidecar, all in F32."""
-    model = insert(torch_base(), config, init, init_std=0.05)
+    model = insert(torch_base(epsilon), config, init, init_std=0.05)
     with torch.no_grad():  # zero biases and zero columns would hide mistakes
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and init != "copy":
                 torch.manual_seed(len(name))
                 parameter.add_(0.03 * torch.randn_like(parameter))
     model.save_pretrained(folder / "adapter")
-    write_base(folder / "base.gguf")
+    written = KeyValue("llama.attention.layer_norm_rms_epsilon", "f32", epsilon)
+    write_base(folder / "base.gguf", metadata=(written,))
     with BaseFiles.open(folder / "base.gguf") as base:
         convert_adapter(folder / "adapter", folder / "toy.otter.gguf", base, outtype="f32")
     return model, folder / "base.gguf", folder / "toy.otter.gguf"
@@ -121,6 +126,18 @@ def test_chunks_agree(size: int, tmp_path: Path) -> None:
     tokens = random_tokens(100)
     _, rewards = feed_chunks(open_otter(base, sidecar, config), tokens, size)
     assert np.abs(rewards - torch_rewards(model, tokens)[1]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_the_epsilon_of_the_partial_norm_is_the_bases(size: int, tmp_path: Path) -> None:
+    """One so large that it matters: beside usual states 1e-5 is nothing."""
+    config = insertion(heads=HEADS)
+    model, base, sidecar = make(tmp_path, config, epsilon=0.5)
+    tokens = random_tokens(64)
+    _, rewards = feed_chunks(open_otter(base, sidecar, config), tokens, size)
+    assert np.abs(rewards - torch_rewards(model, tokens)[1]).max() <= TOLERANCE
+    usual, _, _ = make(tmp_path / "usual", config)
+    assert np.abs(rewards - torch_rewards(usual, tokens)[1]).max() > 1e-2
 
 
 def test_score_of_all_tokens_agrees(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no thread po
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from ..gguf.sizes import compare_headers
-from . import trials
+from . import leaks, lifetimes, planted_faults, threads, trials
+from .fault_table import FAULTS
 from .harness import Stage, stage
 from .watch import unavailable
 from .writers import WRITERS
@@ -72,7 +73,47 @@ def headers(args: argparse.Namespace) -> Iterator[Row]:
         yield Row("headers", count, "not as Python's integers have it", [str(error)])
 
 
-PARTS: dict[str, Part] = {"kills": kills, "faults": faults, "interrupts": interrupts, "headers": headers}
+def memory(args: argparse.Namespace) -> Iterator[Row]:
+    """M2: load and free 20 times for each of ``--count``, each kind in a process of its own."""
+    cycles = 20 * args.count
+    for kind in leaks.KINDS:
+        status, line = leaks.run_apart(kind, cycles)
+        yield Row(kind, cycles, line, [line] if status else [])
+
+
+def contexts(args: argparse.Namespace) -> Iterator[Row]:
+    """M4: contexts of their own in eight threads, two rounds for each of ``--count``."""
+    rounds = 2 * args.count
+    wrong = threads.differing(rounds)
+    failures = [f"{wrong} results differ"] if wrong else []
+    yield Row(f"{threads.THREADS} threads", rounds, f"{wrong} results differ from one thread's", failures)
+
+
+def endings(args: argparse.Namespace) -> Iterator[Row]:
+    """M5: objects that die in 20 orders, in each way."""
+    for ending in lifetimes.ENDINGS:
+        problems = lifetimes.problems(ending, lifetimes.ORDERS)
+        yield Row(ending, lifetimes.ORDERS, "no crash, no deadlock", problems)
+
+
+def planted(args: argparse.Namespace) -> Iterator[Row]:
+    """X12: mistakes planted in a copy of the sources."""
+    survivors = planted_faults.run(FAULTS, planted_faults.BUILD)
+    caught = len(FAULTS) - len(survivors)
+    too_many = planted_faults.too_many(survivors, FAULTS)
+    yield Row("planted faults", len(FAULTS), f"{caught} caught", [f.name for f in survivors] if too_many else [])
+
+
+PARTS: dict[str, Part] = {
+    "kills": kills,
+    "faults": faults,
+    "interrupts": interrupts,
+    "headers": headers,
+    "memory": memory,
+    "threads": contexts,
+    "endings": endings,
+    "planted": planted,
+}
 
 
 def _stages(args: argparse.Namespace) -> Iterator[Stage]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from otter_gguf.training.modules import base_part, inserted_part, join
+from otter_gguf.training.modules import WidenedRMSNorm, base_part, inserted_part, join
 from tests.training.toy import toy_base, toy_otter
 
 D, E = 6, 2
@@ -89,3 +89,15 @@ def test_a_hook_that_writes_to_a_norm_reaches_the_logits() -> None:
         changed, found = base(tokens).logits, model(tokens).logits
         assert torch.equal(found, changed)
         assert torch.equal(expected, changed) == (change == 0)
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_the_partial_norm_divides_by_the_rms_of_h_alone(epsilon: float) -> None:
+    """w' * h' / sqrt(mean(h^2) + epsilon), with an epsilon that is nothing beside h and one that is not."""
+    norm = WidenedRMSNorm(nn.RMSNorm(D, eps=epsilon), E, D, epsilon)
+    nn.init.normal_(norm.otter.weight)
+    x = torch.randn(3, D + E)
+    h, inserted = x[:, :D], x[:, D:]
+    expected = norm.otter.weight * inserted / torch.sqrt(h.square().mean(-1, keepdim=True) + epsilon)
+    assert torch.allclose(norm(x)[:, D:], expected, atol=1e-6)
+    assert torch.equal(norm(x)[:, :D], norm.base(h))
