@@ -184,7 +184,9 @@ void context::check_text(const int32_t * tokens, int32_t n_tokens, int32_t seque
         throw config_error("position " + std::to_string(position) + " in sequence " + std::to_string(sequence) +
                 ", expected " + (next > 0 ? "the next one, " : "0 or more; usually ") + std::to_string(next));
     }
-    check_position(int64_t(position) + n_tokens - 1);
+    if (n_tokens > 0) {
+        check_position(int64_t(position) + n_tokens - 1);
+    }
     for (int32_t i = 0; i < n_tokens; ++i) {
         owner->check_token(tokens[i]);
     }

@@ -183,7 +183,9 @@ quantize_report quantize_model(const std::string & source, const std::string & t
     if (options.n_threads > GGML_MAX_N_THREADS) {
         throw config_error(cat("n_threads is ", options.n_threads, ", expected at most ", GGML_MAX_N_THREADS));
     }
-    check_path(target);
+    if (!options.dry_run) {
+        check_path(target);
+    }
     const gguf_file  file(source);
     const base_parts parts(file);
 

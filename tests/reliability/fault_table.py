@@ -155,8 +155,8 @@ GENERATION = (
     Fault(
         "Lanes: a fed part off by one position",
         "otter_gguf/generation/lanes.py",
-        "np.arange(position, position + len(part), dtype=np.int32)",
-        "np.arange(position + 1, position + 1 + len(part), dtype=np.int32)",
+        "np.arange(b, b + n, dtype=np.int32)",
+        "np.arange(b + 1, b + 1 + n, dtype=np.int32)",
         ("tests/test_model.py",),
     ),
     Fault(
@@ -298,15 +298,15 @@ TRAINING = (
     Fault(
         "Partial norm: over h and h'",
         f"{_TRAINING}/modules.py",
-        "h = x.detach()[..., : self.base_columns].to(dtype)",
-        "h = x.detach().to(dtype)",
+        "h = x.detach()[..., : self.base_columns].to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
+        "h = x.detach().to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
         ("tests/training/test_modules.py",),
     ),
     Fault(
         "Widened map: inserted rows do not read the base's columns",
         f"{_TRAINING}/modules.py",
-        "return join(y, functional.linear(h, over_base) + inserted)",
-        "return join(y, 0 * functional.linear(h, over_base) + inserted)",
+        "inserted_product(self.otter.weight, h, inserted, self.otter.bias))",
+        "inserted_product(self.otter.weight, 0 * h, inserted, self.otter.bias))",
         _REFERENCE,
     ),
     Fault(
@@ -455,10 +455,8 @@ FILES = (
     Fault(
         "Converter: gate and up exchanged",
         "converters/recipes.py",
-        'Part(f"{hf}.mlp.gate_proj.otter.weight", (n_ff, state)),\n'
-        '                Part(f"{hf}.mlp.up_proj.otter.weight", (n_ff, state)),',
-        'Part(f"{hf}.mlp.up_proj.otter.weight", (n_ff, state)),\n'
-        '                Part(f"{hf}.mlp.gate_proj.otter.weight", (n_ff, state)),',
+        "return _stacked(prefix, paths, [(config.n_ff[layer], 0)]",
+        "return _stacked(prefix, paths[::-1], [(config.n_ff[layer], 0)]",
         _PARITY,
     ),
     Fault(
@@ -481,8 +479,8 @@ NATIVE = (
     Fault(
         "Attention: missing square root in the scale",
         "csrc/bridge/inserted_graph.cpp",
-        "1.0f/sqrtf(float(n))",
-        "1.0f/float(n)",
+        "1.0f/sqrtf(float(n_embd_head_k))",
+        "1.0f/float(n_embd_head_k)",
         _PARITY,
     ),
     Fault(
@@ -509,8 +507,8 @@ NATIVE = (
     Fault(
         "Partial norm: no epsilon",
         "csrc/ops/block_ops.cpp",
-        "sqrtf(float(sum/double(n)) + eps)",
-        "sqrtf(float(sum/double(n)) + 0*eps)",
+        "return (x - m)*(x - m); }) + norm.eps)",
+        "return (x - m)*(x - m); }) + 0*norm.eps)",
         ("tests/native/test_torch_parity.py",),
     ),
     Fault(
@@ -523,8 +521,8 @@ NATIVE = (
     Fault(
         "Fused output map: no residual scale",
         "csrc/ops/block_ops.cpp",
-        "out[row] = block.scale*out[row] + column(residual, i)[row];",
-        "out[row] = out[row] + column(residual, i)[row];",
+        "o == nullptr ? block.scale : block.scale*norm_statistic",
+        "o == nullptr ? 1.0f : block.scale*norm_statistic",
         _ARCHITECTURES,
     ),
     Fault(

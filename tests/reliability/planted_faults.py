@@ -95,7 +95,7 @@ class NativeBuild:
         place = command.index("-o") + 1
         object_file, own = command[place], str(tree / "planted.o")
         arguments = [own if part == object_file else part for part in command]
-        arguments = [str(tree / file) if part == str(ROOT / file) else part for part in arguments]
+        arguments = [part.replace(str(ROOT / "csrc"), str(tree / "csrc")) for part in arguments]
         subprocess.run(arguments, cwd=self.folder, check=True, capture_output=True)
         (module,) = tree.glob("otter_gguf/_native*.so")
         link = self.link.replace(object_file, own).replace(f"-o {module.name}", f"-o {shlex.quote(str(module))}")

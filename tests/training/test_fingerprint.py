@@ -34,7 +34,7 @@ def half_norms(model: Any) -> Any:
 def test_is_what_the_docstring_says() -> None:
     model = toy_base()
     digest = hashlib.sha256(b"otter-base-1\n")
-    digest.update(json.dumps(dataclasses.asdict(geometry(model)), sort_keys=True).encode() + b"\n")
+    digest.update(json.dumps(geometry(model).to_dict(), sort_keys=True).encode() + b"\n")
     names = [f"model.layers.{i}.{norm}" for i in range(3) for norm in ("input_layernorm", "post_attention_layernorm")]
     for name in [*names, "model.norm"]:
         weight = model.get_submodule(name).weight.detach()
