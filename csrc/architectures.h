@@ -57,6 +57,7 @@ enum feature : uint32_t {
     row("qwen3",    qwen3,    head_norms)                                                                                   \
     row("qwen3moe", qwen3moe, head_norms | experts | only_experts)                                                          \
     row("smollm3",  smollm3,  steps_without_rope)                                                                           \
-    row("stablelm", stablelm, layer_norms | untied | partial_rope | other_norms)
+    row("stablelm", stablelm, layer_norms | untied | partial_rope | other_norms)                                            \
+    row("starcoder2", starcoder2, layer_norms | all_biases | ungated | gelu_ffn)
 
 } // namespace otter

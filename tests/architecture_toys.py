@@ -88,6 +88,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"num_hidden_layers": 4},
     "stablelm": {"rope_parameters": _HALF_ROPE},
+    "starcoder2": {"tie_word_embeddings": True},
 }
 
 _MODULES = {
@@ -144,7 +145,7 @@ _GEMMA = {**_POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
 _OTHER_MODULES: dict[str, dict[str, str]] = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _POST_NORMS}
 
 
-BYTE_LEVEL = ("gpt2", "gpt_neox", "olmo2", "qwen3_moe", "stablelm")
+BYTE_LEVEL = ("gpt2", "gpt_neox", "olmo2", "qwen3_moe", "stablelm", "starcoder2")
 """Model types whose converter wants a vocabulary of GPT-2's kind."""
 
 
@@ -205,13 +206,18 @@ def write_toy(path: Path, model: Any, type: str = "F32") -> Path:
     return path
 
 
+def _layer_norm_epsilon(config: Any) -> float | None:
+    names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), None)
+
+
 def _metadata(config: Any, prefix: str) -> list[KeyValue]:
     rope: dict[str, Any] = getattr(config, "rope_parameters", {})
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     numbers = {
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
-        "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
+        "attention.layer_norm_epsilon": _layer_norm_epsilon(config),
         "rope.freq_base": rope.get("full_attention", rope).get("rope_theta"),
         "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None,
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
@@ -263,7 +269,7 @@ def _plans(name: str, values: Float32, type: str, model: Any) -> list[TensorPlan
 
 def _in_gguf_order(module: str, values: Float32, model: Any) -> Float32:
     """The rows of a map as llama.cpp wants them."""
-    if module.endswith(_TRANSPOSED):
+    if model.config.model_type == "gpt2" and module.endswith(_TRANSPOSED):
         return np.ascontiguousarray(values.T)
     architecture, sizes = find(model.config.model_type), geometry(model)
     if architecture.interleaved_rope and module.endswith(("q_proj", "k_proj")):

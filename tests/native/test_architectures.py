@@ -109,6 +109,7 @@ SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
     "qwen3_moe": _less_of("mlp.gate.weight"),
     "smollm3": _rope_everywhere,
     "stablelm": _less_of("layernorm.bias", "norm.bias"),
+    "starcoder2": _less_of("o_proj.bias", "c_proj.bias"),
 }
 # Other forms of an architecture, by a field of its configuration.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -502,6 +503,7 @@ def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
         ("qwen3_moe", "blk.0.ffn_gate_inp.weight"),
         ("smollm3", "blk.3.attn_k.weight"),
         ("stablelm", "blk.1.attn_norm.bias"),
+        ("starcoder2", "blk.0.ffn_up.bias"),
     ],
 )
 def test_a_base_without_one_of_its_tensors_is_refused(model_type: str, missing: str, tmp_path: Path) -> None:

@@ -281,6 +281,7 @@ def test_another_base_is_refused(model_type: str, tmp_path: Path) -> None:
         ("qwen3_moe", {"mlp_only_layers": [1]}, "some of its layers have no experts"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "some of its layers have no experts"),
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ("starcoder2", {"use_bias": False}, "its maps have no biases"),
         ("stablelm", {"use_parallel_residual": True}, "attention and FFN read one norm"),
         ("stablelm", {"qk_layernorm": True}, "query and key heads have norms of their own"),
         ("stablelm", {"tie_word_embeddings": True}, "its output projection is its embedding"),
