@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from otter_gguf import OtterError, _native
+import otter_gguf
+from otter_gguf import OtterError
 
-STUB = Path(_native.__file__).with_name("_native.pyi")
+STUB = Path(otter_gguf.__file__).with_name("_native.pyi")
 
 ALLOWED = (TypeError, ValueError, OtterError)
 """What a wrong argument may be answered with (and it may be harmless)."""
