@@ -97,12 +97,14 @@ public:
         data = storage.data();
     }
 
-    // Pack [a, b] as column i.
+    // Pack [a, b] as column i; b may be null and empty, which ggml's conversion would hand to memcpy.
     void pack(int64_t i, const float * a, int64_t n_a, const float * b, int64_t n_b) {
         char * dst = data + size_t(i)*row_size;
         if (n_a % block == 0 && n_b % block == 0) {
             from_float(a, dst, n_a);
-            from_float(b, dst + ggml_row_size(type, n_a), n_b);
+            if (n_b > 0) {
+                from_float(b, dst + ggml_row_size(type, n_a), n_b);
+            }
             return;
         }
         thread_local std::vector<float> joined;

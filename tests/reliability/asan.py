@@ -3,9 +3,10 @@
     make asan                                        builds build/asan and runs the tests that are not slow
     make asan PYTEST='tests/native -m ""'            others
 
-Run in a copy of the work tree, whose package holds the instrumented module, so that no test can find the other one. The
-runtime writes its reports to files, also those of processes that tests start and whose output they read. Exit status 0
-if all tests pass and there is no report.
+Run in a copy of the work tree, whose package holds the instrumented module, so that no test can find the other one.
+AddressSanitizer writes its reports to files, also in processes that tests start and whose output they read;
+UndefinedBehaviorSanitizer knows stderr alone, and its report ends the process, so that the test that started it fails.
+Exit status 0 if all tests pass and there is no report.
 
 Linux and GCC. Leaks are not looked for here, for Python frees little at its end; ``tests.reliability.leaks`` does that.
 """
@@ -70,6 +71,11 @@ def environment(tree: Path, reports: Path) -> dict[str, str]:
     }
 
 
+def _has_report(file: Path) -> bool:
+    text = file.read_text(errors="replace")
+    return any(mark in text for mark in ("runtime error:", "ERROR: AddressSanitizer", "Assertion '"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run pytest with the given arguments; see the module's text."""
     tree, reports = BUILD / "tree", BUILD / "reports"
@@ -79,10 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     copy_tree(tree)
     copy_module(BUILD, tree)
     given = sys.argv[1:] if arguments is None else list(arguments)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *given]
+    # pytest leaves the descriptor of stderr alone, so that what a process says last is not lost with it.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *given]
     command += [f"--ignore={file}" for file in LEFT_OUT]
-    status = subprocess.run(command, cwd=tree, env=environment(tree, reports)).returncode
-    found = sorted(reports.iterdir())
+    with open(reports / "stderr", "w") as stderr:
+        status = subprocess.run(command, cwd=tree, env=environment(tree, reports), stderr=stderr).returncode
+    found = [report for report in sorted(reports.iterdir()) if _has_report(report)]
     for report in found:
         print(f"---- {report}\n{report.read_text(errors='replace')}", file=sys.stderr)
     print(f"{len(found)} reports, pytest's exit status {status}")

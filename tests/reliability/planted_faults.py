@@ -30,7 +30,7 @@ from .tree import ROOT, copy_module, copy_tree
 REQUIRED = 0.95
 BUILD = ROOT / "build" / "dev"
 TIMEOUT_SECONDS = 900
-_FAILED = 1  # pytest: some tests failed; other codes say that they could not be run
+_FAILED, _NOT_RUN = 1, 2  # pytest: some tests failed; they could not be run
 
 
 class StaleError(Exception):
@@ -68,7 +68,10 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     if ran.returncode < 0:
         return _FAILED, f"(signal {-ran.returncode})"
     failed = [line.split(" - ")[0] for line in ran.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return ran.returncode, failed[0].split(" ", 1)[1] if failed else ran.stdout[-2000:] + ran.stderr[-2000:]
+    if ran.returncode == _FAILED and failed and "::" in failed[0]:
+        return _FAILED, failed[0].split(" ", 1)[1]
+    # An error without the name of a test is one of importing its file, whatever the status says.
+    return 0 if ran.returncode == 0 else _NOT_RUN, ran.stdout[-2000:] + ran.stderr[-2000:]
 
 
 # ---- C++ -------------------------------------------------------------------------------------------------------

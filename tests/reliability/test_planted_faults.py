@@ -53,9 +53,12 @@ def test_a_test_that_fails_by_itself_catches_nothing(tmp_path: Path) -> None:
         tree(tmp_path, 3, 7).try_fault(FAULT)
 
 
-def test_a_file_that_cannot_be_imported_catches_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_file_that_cannot_be_imported_catches_nothing(tmp_path: Path, copies: int) -> None:
+    planter = tree(tmp_path, 3, 6)
+    (tmp_path / "test_other.py").write_text(TEST.format(3, 6))
     with pytest.raises(StaleError, match="cannot be run"):
-        tree(tmp_path, 3, 6).try_fault(FAULT._replace(new="2 *"))
+        planter.try_fault(FAULT._replace(new="2 *", tests=("test_source.py", "test_other.py")[:copies]))
 
 
 @pytest.mark.parametrize("old", ["3 * x", "x"], ids=["gone", "more than once"])
