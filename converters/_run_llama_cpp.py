@@ -1,7 +1,7 @@
 """Runs llama.cpp's converter as a program: ``_run_llama_cpp.py SCRIPT FOLDER [OPTION ...]``.
 
-The script reads configurations through transformers, whose version 5 has renamed keys that the script still asks for.
-They are put back before it starts.
+The script reads configurations through transformers, whose version 5 has renamed keys that the script still asks for,
+and fills one in that the script takes at its word. What it means to read is put there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# By model type: the key that the script reads, and where transformers 5 has the value.
-_OLDER_KEYS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "gpt_neox": ("rotary_pct", lambda config: config["rope_parameters"]["partial_rotary_factor"]),
-    "gpt2": ("n_ctx", lambda config: config["n_positions"]),
+
+def _falcon_keys(config: dict[str, Any]) -> dict[str, Any]:
+    # the number of query heads stands there where all of them share one KV head (7B)
+    shared = config["multi_query"] and not config["new_decoder_architecture"]
+    return {"num_kv_heads": 1} if shared else {}
+
+
+# By model type: the keys that the script reads, with the values that transformers 5 has elsewhere.
+_KEYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "falcon": _falcon_keys,
+    "gpt_neox": lambda config: {"rotary_pct": config["rope_parameters"]["partial_rotary_factor"]},
+    "gpt2": lambda config: {"n_ctx": config["n_positions"]},
 }
 
 
@@ -30,9 +38,8 @@ def main(script: Path) -> None:
 
     def load_hparams(*arguments: Any, **options: Any) -> dict[str, Any]:
         config = load(*arguments, **options)
-        if config.get("model_type") in _OLDER_KEYS:
-            key, value = _OLDER_KEYS[config["model_type"]]
-            config.setdefault(key, value(config))
+        if config.get("model_type") in _KEYS:
+            config |= _KEYS[config["model_type"]](config)
         return config
 
     base.ModelBase.load_hparams = staticmethod(load_hparams)

@@ -48,7 +48,7 @@ class Part:
 def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
     """The parts of every tensor of a sidecar (keys as in ``expected_tensors``), stacked in this order."""
     base, width, shapes = config.base, config.width, expected_tensors(config)
-    architecture = architectures.of_gguf(base.architecture)[0]
+    architecture = architectures.of_base(base)
     made: dict[str, tuple[Part, ...]] = {
         keys.TOKEN_EMBD: (Part(f"{architecture.embedding}.otter.weight", (base.n_vocab, width)),),
         keys.OUTPUT_NORM: (Part(f"{architecture.norm}.otter.weight", (width,)),),
@@ -87,7 +87,7 @@ def _paths(sub_layer: SubLayer) -> tuple[str, ...]:
 def _attention_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple[Part, ...]:
     """Query, key and value rows of a layer."""
     base, n_kv = config.base, config.n_head_kv[layer]
-    architecture = architectures.of_gguf(base.architecture)[0]
+    architecture = architectures.of_base(base)
     columns, n = base.n_embd + config.width, base.head_dim
     rope = n if architecture.interleaved_rope else 0
     heads = ((base.group, rope), (1, rope), (1, 0))
@@ -105,7 +105,7 @@ def _attention_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple
 
 def _ffn_inputs(prefix: str, config: InsertionConfig, layer: int) -> tuple[Part, ...]:
     """Gate and up rows of a layer, or up rows alone."""
-    paths = architectures.of_gguf(config.base.architecture)[0].ffn.inputs
+    paths = architectures.of_base(config.base).ffn.inputs
     return _stacked(prefix, paths, [(config.n_ff[layer], 0)] * len(paths), config.base.n_embd + config.width)
 
 

@@ -35,15 +35,17 @@ enum feature : uint32_t {
     all_biases  = 1u << 21, // every map of a layer has a bias
     ungated     = 1u << 22, // the FFN has no gate
     joint_norms = 1u << 23, // head_norms have one statistic for all heads, and a weight for each channel of each head
+    no_ffn_norm = 1u << 24, // the FFN reads attn_norm, beside attention, which may have attn_norm_2 instead
 
     // in the graph alone, for the inserted blocks
-    gelu_ffn           = 1u << 24, // the FFN's activation is GELU in its tanh form instead of SiLU
-    steps_without_rope = 1u << 25, // each n_no_rope_layer_step-th layer attends without rotary embedding
+    gelu_ffn           = 1u << 25, // the FFN's activation is GELU in its tanh form instead of SiLU
+    steps_without_rope = 1u << 26, // each n_no_rope_layer_step-th layer attends without rotary embedding
 };
 
 // row(name in a GGUF, llama_model_<class>, features)
 #define OTTER_ARCHITECTURES(row)                                                                                            \
     row("ernie4_5", ernie4_5, 0)                                                                                            \
+    row("falcon",   falcon,   layer_norms | fused_qkv | ungated | no_ffn_norm | gelu_ffn)                                   \
     row("gemma",    gemma,    tied | gelu_ffn)                                                                              \
     row("gemma2",   gemma2,   tied | post_norms | windows | gelu_ffn)                                                       \
     row("gemma3",   gemma3,   head_norms | post_norms | windows | gelu_ffn)                                                 \

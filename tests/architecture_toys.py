@@ -13,7 +13,7 @@ from otter_gguf.converters.adapter import convert_adapter
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from otter_gguf import _native
-from otter_gguf.architectures import find
+from otter_gguf.architectures import find, supported
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.converters import base as base_converter
 from otter_gguf.gguf.base import BaseFiles
@@ -44,6 +44,7 @@ LONG_TEXT = 256
 SPECIAL: dict[str, dict[str, Any]] = {
     "ernie4_5": {"head_dim": 32},
     "gemma": {"head_dim": 32, "tie_word_embeddings": True},
+    "falcon": {},
     "gpt2": {"num_key_value_heads": None, "tie_word_embeddings": True},
     "gpt_neox": {"num_key_value_heads": None, "rope_parameters": _HALF_ROPE},
     "granite": {
@@ -91,6 +92,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": {"tie_word_embeddings": True},
 }
 
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{model_type: (model_type, {}) for model_type in supported()},
+    "falcon 40B": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+"""Every toy, and that of an architecture whose inserted tensors are others for some bases: model type and changes."""
+
 _MODULES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -117,6 +124,11 @@ _MODULES = {
     "attention.dense": "attn_output",
     "mlp.dense_h_to_4h": "ffn_up",
     "mlp.dense_4h_to_h": "ffn_down",
+    "transformer.word_embeddings": "token_embd",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "ln_mlp": "attn_norm",
+    "ln_attn": "attn_norm_2",
     "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd",
     "transformer.ln_f": "output_norm",
@@ -145,7 +157,10 @@ _GEMMA = {**_POST_NORMS, "pre_feedforward_layernorm": "ffn_norm"}
 _OTHER_MODULES: dict[str, dict[str, str]] = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _POST_NORMS}
 
 
-BYTE_LEVEL = ("gpt2", "gpt_neox", "olmo2", "qwen3_moe", "stablelm", "starcoder2")
+_NO_FIELDS = {"falcon": ("head_dim", "intermediate_size", "num_key_value_heads")}
+"""Fields of the other configurations that one has not, or computes of others."""
+
+BYTE_LEVEL = ("falcon", "gpt2", "gpt_neox", "olmo2", "qwen3_moe", "stablelm", "starcoder2")
 """Model types whose converter wants a vocabulary of GPT-2's kind."""
 
 
@@ -173,11 +188,14 @@ def toy(model_type: str, seed: int = 0, **changes: Any) -> Any:
     }
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **{**sizes, **SPECIAL[model_type], **changes})
+    fields = {**sizes, **SPECIAL[model_type], **changes}
+    for name in _NO_FIELDS.get(model_type, ()):
+        fields.pop(name, None)
+    config = AutoConfig.for_model(model_type, **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+            if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5).sub_(find(model_type).norm_offset)
             elif name.endswith(".bias"):
                 parameter.uniform_(-1.0, 1.0)

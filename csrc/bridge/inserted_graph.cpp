@@ -23,11 +23,13 @@ inserted_graph::inserted_graph(const llama_model & base, const inserted_part & i
 void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
     if (part.spec.width > 0 && il >= 0 && il < part.n_layer) {
         if (strcmp(name, "attn_norm"  ) == 0) { on_attn_norm(cur, il); }
+        if (strcmp(name, "attn_norm_2") == 0) { on_attn_input(cur, {}, il); }
         if (strcmp(name, "Qcur_normed") == 0) { q_normed = cur;        }
         if (strcmp(name, "Kcur_normed") == 0) { on_k_normed (cur, il); }
         if (strcmp(name, "ffn_inp"    ) == 0) { on_ffn_inp  (cur, il); }
         if (strcmp(name, "sa_out"     ) == 0) { on_ffn_inp  (cur, il); } // Gemma's name of it
         if (strcmp(name, "ffn_norm"   ) == 0) { on_ffn_norm (cur, il); }
+        if (strcmp(name, "ffn_up"     ) == 0) { on_ffn_up   (cur, il); }
         if (strcmp(name, "l_out"      ) == 0) { on_l_out    (cur, il); }
     }
     if (strcmp(name, "attn_post_norm") == 0 || strcmp(name, "ffn_post_norm") == 0) { // some without their layer
@@ -47,13 +49,13 @@ static ggml_tensor * normed_by(const ggml_tensor * normed) {
     return norm->src[0];
 }
 
-// The input of the product that queries are made of, by a bias or a cut out of a fused product at most.
-static ggml_tensor * product_input(const ggml_tensor * queries) {
-    while (queries->op != GGML_OP_MUL_MAT) {
-        queries = queries->src[0];
-        GGML_ASSERT(queries != nullptr);
+// The input of the product that something is made of, by a bias or a cut out of a fused product at most.
+static ggml_tensor * product_input(const ggml_tensor * cur) {
+    while (cur->op != GGML_OP_MUL_MAT) {
+        cur = cur->src[0];
+        GGML_ASSERT(cur != nullptr);
     }
-    return queries->src[1];
+    return cur->src[1];
 }
 
 // Heads of n channels, stacked in the rows of a product: [n, n_heads, T].
@@ -63,7 +65,8 @@ static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * product, int64
 }
 
 void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
-    if (!part.traits.joint_head_norms) {
+    const bool of_ffn = model.layers[il].attn_norm_2 != nullptr; // attention has the other one
+    if (!part.traits.joint_head_norms && !of_ffn) {
         on_attn_input(y, {}, il);
     }
 }
@@ -107,7 +110,7 @@ void inserted_graph::on_ffn_inp(ggml_tensor * h, int il) {
     ggml_build_forward_expand(gf, h);
     add_attention(h->ne[1], il);
     if (model.layers[il].ffn_norm == nullptr) {
-        on_ffn_input(h, il);
+        on_ffn_input(h, h, il);
     }
 }
 
@@ -134,18 +137,29 @@ void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
     } else {
         on_ffn_inp(normed_by(y), il); // Phi-3 has no name for it
     }
-    on_ffn_input(y, il);
+    on_ffn_input(y, normed_by(y), il);
 }
 
-void inserted_graph::on_ffn_input(ggml_tensor * y, int il) {
+// Beside attention, where no norm is called the FFN's: its first product is the first sign of it.
+void inserted_graph::on_ffn_up(ggml_tensor * product, int il) {
+    if (!part.traits.no_ffn_norm) {
+        return;
+    }
+    ggml_tensor * y      = product_input(product);
+    ggml_tensor * normed = y->op == GGML_OP_GET_ROWS ? y->src[0] : y; // in the last layer the output tokens alone
+
+    state = gather_outputs(state, y->ne[1]);
+    on_ffn_input(y, gather_outputs(normed_by(normed), y->ne[1]), il);
+}
+
+// y: what the base's FFN reads, made of h
+void inserted_graph::on_ffn_input(ggml_tensor * y, ggml_tensor * h, int il) {
     const auto & layer = part.layers[il];
 
     act_ins = nullptr;
     if (layer.ffn_up.tensor == nullptr) {
         return;
     }
-    ggml_tensor * h = model.layers[il].ffn_norm == nullptr ? y : normed_by(y);
-
     act_ins = build_norm_act(layer.ffn_up, { y, h, state, layer.ffn_norm }, il);
     cb(act_ins, "otter_ffn_act", il);
     ggml_build_forward_expand(gf, act_ins);

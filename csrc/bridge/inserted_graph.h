@@ -41,7 +41,8 @@ private:
     void on_attn_input(ggml_tensor * y, const query_key & base, int il);
     void on_ffn_inp   (ggml_tensor * cur, int il);
     void on_ffn_norm  (ggml_tensor * cur, int il);
-    void on_ffn_input (ggml_tensor * y, int il);
+    void on_ffn_up    (ggml_tensor * cur, int il);
+    void on_ffn_input (ggml_tensor * y, ggml_tensor * h, int il);
     void on_l_out     (ggml_tensor * cur, int il);
     void on_result_norm(ggml_tensor * cur);
 

@@ -77,6 +77,7 @@ block_traits traits_of(uint32_t features) {
     traits.gated              = (features & ungated) == 0;
     traits.layer_norm         = (features & layer_norms) != 0;
     traits.output_biases      = (features & all_biases) != 0;
+    traits.no_ffn_norm        = (features & no_ffn_norm) != 0;
     return traits;
 }
 

@@ -104,8 +104,13 @@ static void create_token_table(llama_model_base & model, llama_model_loader & lo
 }
 
 // Forms of an architecture whose graph the inserted blocks do not follow.
-static void check_form(const llama_layer & layer) {
-    if (layer.ffn_norm == nullptr) {
+static void check_form(const llama_layer & layer, const block_traits & traits, uint32_t n_head_kv) {
+    if (traits.no_ffn_norm && (layer.attn_norm_2 == nullptr) != (n_head_kv == 1)) {
+        throw otter_error(error_kind::unsupported,
+                "a base with several KV heads and one norm for attention and FFN (Falcon2 11B), or one and two, cannot "
+                "hold an insertion");
+    }
+    if (layer.ffn_norm == nullptr && !traits.no_ffn_norm) {
         throw otter_error(error_kind::unsupported,
                 "a base whose attention and FFN read one norm (StableLM 2 12B) cannot hold an insertion");
     }
@@ -153,7 +158,7 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         auto &       layer = layers[il];
         const auto & base  = model.layers[il];
         if (traits.layer_norm && e > 0) {
-            check_form(base);
+            check_form(base, traits, hp.n_head_kv(il));
         }
 
         const int64_t k_ins = spec.n_head_kv[il];
@@ -163,10 +168,12 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         // experts have inner states of their own, which the inserted rows do not read
         const int64_t f_base = hp.n_expert > 0 ? 0 : hp.n_ff(il);
 
+        const bool one_norm = traits.no_ffn_norm && base.attn_norm_2 == nullptr;
+
+        if (base.attn_norm != nullptr && (k_ins > 0 || (one_norm && f_ins > 0))) {
+            layer.attn_norm = create_norm(LLM_TENSOR_ATTN_NORM, il);
+        }
         if (k_ins > 0) {
-            if (base.attn_norm != nullptr) {
-                layer.attn_norm = create_norm(LLM_TENSOR_ATTN_NORM, il);
-            }
             if (traits.joint_head_norms) {
                 layer.attn_q_norm = create(tn(LLM_TENSOR_ATTN_Q_NORM, "otter.weight", il), {n*q_ins});
                 layer.attn_k_norm = create(tn(LLM_TENSOR_ATTN_K_NORM, "otter.weight", il), {n*k_ins});
@@ -185,7 +192,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
             cache_layer.rope_short = base.rope_short;
         }
         if (f_ins > 0) {
-            if (base.ffn_norm != nullptr) {
+            if (one_norm) {
+                layer.ffn_norm = layer.attn_norm;
+            } else if (base.ffn_norm != nullptr || traits.no_ffn_norm) {
                 layer.ffn_norm = create_norm(LLM_TENSOR_FFN_NORM, il);
             }
             if (base.ffn_post_norm != nullptr) {

@@ -37,6 +37,7 @@ struct block_traits {
     bool layer_norm         = false; // norms are LayerNorm with biases instead of RMSNorm
     bool output_biases      = false; // maps back to the residual have biases
     bool joint_head_norms   = false; // queries (and keys) are normed with one statistic for all heads
+    bool no_ffn_norm        = false; // the FFN reads attn_norm, beside attention, which may have attn_norm_2 instead
 };
 
 struct inserted_head_tensors {

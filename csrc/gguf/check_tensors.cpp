@@ -217,7 +217,11 @@ private:
     void expect_norms(const std::string & layer) {
         if (!form.has(no_pre_norms)) {
             norm(layer + "attn_norm");
-            norm(layer + "ffn_norm", !form.has(other_norms));
+            if (form.has(no_ffn_norm)) {
+                norm(layer + "attn_norm_2", false);
+            } else {
+                norm(layer + "ffn_norm", !form.has(other_norms));
+            }
         }
         if (form.has(post_norms)) {
             vector(layer + "post_attention_norm.weight", sizes.n_embd);
@@ -232,7 +236,9 @@ private:
 
         if (form.has(fused_qkv) || has(layer + "attn_qkv.weight")) {
             matrix(layer + "attn_qkv", { d, n_q + 2 * n_k });
-            vector(layer + "attn_qkv.bias", n_q + 2 * n_k, form.has(all_biases));
+            if (!form.has(fused_qkv) || form.has(all_biases)) {
+                vector(layer + "attn_qkv.bias", n_q + 2 * n_k, form.has(all_biases));
+            }
         } else {
             matrix(layer + "attn_q", { d, n_q });
             matrix(layer + "attn_k", { d, n_k });

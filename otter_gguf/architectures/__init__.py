@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import BaseGeometry
@@ -23,7 +23,9 @@ class SubLayer:
     """One residual sub-layer, by module paths relative to its layer: norm, maps into it, the map back."""
 
     norm: str
-    """The norm whose output the input maps read; empty where they read the state as it is."""
+    """The norm whose output the input maps read; empty where they read the state as it is.
+
+    Attention and FFN may read the same one, beside each other. What is inserted has one for both then."""
     inputs: tuple[str, ...]
     """Linear maps that read the normed state: queries, keys, values; gate, up, or up alone.
 
@@ -83,9 +85,18 @@ _ROPE_THETA = 10000.0
 """llama.cpp's base of rotary frequencies for files that do not say it."""
 
 
+def _n_head_kv(config: Any) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 def same_config(_config: Any) -> str | None:
     """Nothing in a configuration of the architecture is refused."""
     return None
+
+
+def one_form(_base: BaseGeometry) -> dict[str, Any]:
+    """The architecture's modules are the same for all sizes."""
+    return {}
 
 
 def widened_config(base: BaseGeometry, width: int, n_head_kv: int, n_ff: int) -> dict[str, Any]:
@@ -120,6 +131,8 @@ class Architecture:
     """The models that people have of it, by their names; "" = as the class is called."""
     refusal: Callable[[Any], str | None] = same_config
     """Why llama.cpp would compute something else than transformers for a Hugging Face configuration, if it would."""
+    form: Callable[[BaseGeometry], dict[str, Any]] = one_form
+    """Fields of this description that are others for a base of certain sizes."""
     widened_config: Callable[[BaseGeometry, int, int, int], dict[str, Any]] = widened_config
     """Configuration fields of a widened checkpoint, from (base, inserted width, KV heads, inner size).
 
@@ -133,6 +146,9 @@ class Architecture:
     attention: SubLayer = ATTENTION
     attention_module: str = "self_attn"
     """The module that calls transformers' attention function, by its path in a layer."""
+    own_attention: bool = False
+    """Whether that module has code of its own instead of such a function. Then the inserted heads stand beside it as a
+    whole, and their maps become its children."""
     ffn: SubLayer = FFN
     norm: str = "model.norm"
     """The final norm."""
@@ -143,6 +159,8 @@ class Architecture:
     """Whether norms are LayerNorm with biases instead of RMSNorm."""
     norm_offset: float = 0.0
     """What the base's norms add to their weights. Inserted weights and those of a GGUF are the sums."""
+    n_head_kv: Callable[[Any], int] = _n_head_kv
+    """KV heads from a configuration."""
     n_ff: str = "intermediate_size"
     """Field of the configuration that says the FFN's inner size, four times the width where it says nothing; of one
     expert in a mixture of experts."""
@@ -158,6 +176,15 @@ class Architecture:
     """What transformers computes otherwise when it reads a GGUF of it, if there is something."""
     not_widened: str = ""
     """Why there is no plainly widened checkpoint of it, if there is none."""
+
+    @property
+    def one_norm(self) -> bool:
+        """Whether attention and FFN read the same norm."""
+        return bool(self.attention.norm) and self.attention.norm == self.ffn.norm
+
+    def of_form(self, base: BaseGeometry) -> Architecture:
+        """The description of a base of these sizes."""
+        return replace(self, **self.form(base))
 
     @property
     def title(self) -> str:
@@ -206,7 +233,7 @@ class Architecture:
             n_layer=config.num_hidden_layers,
             n_embd=config.hidden_size,
             n_head=config.num_attention_heads,
-            n_head_kv=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            n_head_kv=self.n_head_kv(config),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             n_ff=getattr(config, self.n_ff) or 4 * config.hidden_size,
             n_vocab=config.vocab_size,
@@ -291,3 +318,11 @@ def of_gguf(name: str) -> tuple[Architecture, ...]:
         names = ", ".join(sorted({architecture.gguf for architecture in known}))
         raise UnsupportedError(f"architecture {name!r} cannot be converted, only: {names}")
     return found
+
+
+def of_base(base: BaseGeometry) -> Architecture:
+    """The architecture of a base, as far as a GGUF tells it: of several model types one.
+
+    ``UnsupportedError`` as from :func:`of_gguf`.
+    """
+    return of_gguf(base.architecture)[0].of_form(base)

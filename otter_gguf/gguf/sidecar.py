@@ -47,7 +47,7 @@ def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
     ``UnsupportedError`` for an architecture without a file in :mod:`otter_gguf.architectures`.
     """
     base, width = config.base, config.width
-    architecture = architectures.of_gguf(base.architecture)[0]
+    architecture = architectures.of_base(base)
     shapes: dict[str, Shape] = {}
     if config.state_source == "table":
         shapes[keys.TOKEN_EMBD] = (width, base.n_vocab)
@@ -89,9 +89,12 @@ def _ffn_tensors(config: InsertionConfig, architecture: Architecture, layer: int
     base, width, n_ff = config.base, config.width, config.n_ff[layer]
     if not n_ff:
         return {}
+    norm, norm_bias = keys.FFN_NORM, keys.FFN_NORM_BIAS
+    if architecture.one_norm:
+        norm, norm_bias = keys.ATTN_NORM, keys.ATTN_NORM_BIAS
     return {
-        **({keys.FFN_NORM: (width,)} if architecture.ffn.norm else {}),
-        **({keys.FFN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
+        **({norm: (width,)} if architecture.ffn.norm else {}),
+        **({norm_bias: (width,)} if architecture.layer_norm else {}),
         keys.FFN_UP: (base.n_embd + width, len(architecture.ffn.inputs) * n_ff),
         keys.FFN_DOWN: (config.ffn_columns(layer), width),
         **({keys.FFN_DOWN_BIAS: (width,)} if architecture.ffn.output_bias else {}),

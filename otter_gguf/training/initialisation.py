@@ -52,7 +52,7 @@ def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std:
         if bias is not None:
             bias.zero_()
         if init == "copy" and widening.kind == "beside":
-            _copy_expert(weight, cast(WidenedExperts, model.get_submodule(widening.path.rpartition(".")[0])), widening)
+            _copy_beside(weight, model, widening, dtype)
         elif init == "copy":
             _copy(weight, cast(Widened, module), widening, dtype)
             if bias is not None:
@@ -84,8 +84,7 @@ def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtyp
     if widening.kind == "table":
         weight.copy_(table_columns(module.base, widening.rows, len(weight)))
     elif widening.kind in ("linear", "fused"):
-        weight.zero_()
-        weight[:, : widening.base_columns].copy_(linear_rows(module.base, widening.rows, widening.base_columns, dtype))
+        _copy_map(weight, module.base, widening, dtype)
     elif is_plain(module.base):
         norm = module.base.get_parameter("weight")
         weight.copy_(norm.index_select(0, torch.tensor(widening.rows, device=norm.device)))
@@ -93,6 +92,20 @@ def _copy(weight: Tensor, module: Widened, widening: Widening, dtype: torch.dtyp
             weight.add_(module.base_offset)
     else:
         raise UnsupportedError(f"{widening.path}: copy initialisation needs a norm without an adapter; merge it first")
+
+
+def _copy_map(weight: Tensor, base: nn.Module, widening: Widening, dtype: torch.dtype) -> None:
+    weight.zero_()
+    weight[:, : widening.base_columns].copy_(linear_rows(base, widening.rows, widening.base_columns, dtype))
+
+
+def _copy_beside(weight: Tensor, model: nn.Module, widening: Widening, dtype: torch.dtype) -> None:
+    parent, _, name = widening.path.rpartition(".")
+    module = cast(Widened, model.get_submodule(parent))
+    if isinstance(module, WidenedExperts):
+        _copy_expert(weight, module, widening)
+    else:
+        _copy_map(weight, module.base.get_submodule(name), widening, dtype)
 
 
 def _copy_expert(weight: Tensor, experts: WidenedExperts, widening: Widening) -> None:

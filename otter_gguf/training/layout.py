@@ -7,14 +7,27 @@ Symbols as in ``docs/method.md``. Construction (:mod:`.model`), initialisation (
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
 from ..architectures import Architecture, SubLayer
 from ..config import InsertionConfig
 
-Kind = Literal["linear", "fused", "norm", "heads", "slice", "table", "activation", "narrow", "pad", "experts", "beside"]
+Kind = Literal[
+    "linear",
+    "fused",
+    "norm",
+    "heads",
+    "slice",
+    "table",
+    "activation",
+    "narrow",
+    "pad",
+    "experts",
+    "attention",
+    "beside",
+]
 
 
 class Part(NamedTuple):
@@ -32,8 +45,8 @@ class Widening:
 
     ``linear``, ``fused``, ``norm`` and ``table`` have inserted tensors; ``slice`` takes h'_0 from the base's own
     embedding; ``activation`` is applied to both parts, ``heads`` to each head of both; ``narrow`` reads h alone and
-    ``pad`` adds nothing to h' where nothing is inserted. ``experts`` is the module of a mixture of experts, and
-    ``beside`` an inserted map in it.
+    ``pad`` adds nothing to h' where nothing is inserted. ``experts`` is the module of a mixture of experts,
+    ``attention`` one that computes attention by code of its own, and ``beside`` an inserted map in either.
     """
 
     path: str
@@ -62,23 +75,33 @@ def _widenings(architecture: Architecture, config: InsertionConfig) -> Iterator[
     if architecture.positions:  # a table has none: what they mean to h' is learned from h
         yield Widening(architecture.positions, "slice" if config.state_source == "slice" else "pad", channels)
     for i in range(base.n_layer):
-        layer = f"{architecture.layers}.{i}."
-        if config.n_head_kv[i]:
-            sizes = (base.n_head * base.head_dim, base.n_head_kv * base.head_dim, base.n_head_kv * base.head_dim)
-            attention_rows = _attention_rows(config, i)
-            yield from _widened(layer, architecture, architecture.attention, config, sizes, attention_rows)
-            yield from _head_norms(layer, architecture.attention, config, attention_rows)
-        else:
-            yield from _untouched(layer, architecture.attention, base.n_embd, base.n_head * base.head_dim)
-        if config.n_ff[i]:
-            rows, count = tuple(row % base.n_ff for row in range(config.n_ff[i])), len(architecture.ffn.inputs)
-            yield from _widened(layer, architecture, architecture.ffn, config, (base.n_ff,) * count, (rows,) * count)
-        else:
-            yield from _untouched(layer, architecture.ffn, base.n_embd, base.n_ff)
+        yield from _layer(architecture, config, i)
     reads_inserted = any(head.input != "base" for head in config.heads)
     final: Kind = "norm" if reads_inserted else "narrow"
     yield Widening(architecture.norm, final, channels, base.n_embd, bias=architecture.layer_norm)
     yield Widening(architecture.lm_head, "narrow", base_columns=base.n_embd)
+
+
+def _layer(architecture: Architecture, config: InsertionConfig, i: int) -> Iterator[Widening]:
+    base, layer = config.base, f"{architecture.layers}.{i}."
+    attention, ffn = architecture.attention, architecture.ffn
+    if architecture.one_norm:
+        kind: Kind = "norm" if config.n_head_kv[i] or config.n_ff[i] else "narrow"
+        yield Widening(layer + attention.norm, kind, _channels(config), base.n_embd, bias=architecture.layer_norm)
+        # both read what it gives as it is
+        attention, ffn = replace(attention, norm=""), replace(ffn, norm="")
+    if config.n_head_kv[i]:
+        sizes = (base.n_head * base.head_dim, base.n_head_kv * base.head_dim, base.n_head_kv * base.head_dim)
+        attention_rows = _attention_rows(config, i)
+        yield from _widened(layer, architecture, attention, config, sizes, attention_rows)
+        yield from _head_norms(layer, attention, config, attention_rows)
+    else:
+        yield from _untouched(layer, attention, base.n_embd, base.n_head * base.head_dim)
+    if config.n_ff[i]:
+        rows, count = tuple(row % base.n_ff for row in range(config.n_ff[i])), len(ffn.inputs)
+        yield from _widened(layer, architecture, ffn, config, (base.n_ff,) * count, (rows,) * count)
+    else:
+        yield from _untouched(layer, ffn, base.n_embd, base.n_ff)
 
 
 def _widened(
@@ -104,11 +127,16 @@ def _widened(
         yield Widening(layer + sub_layer.output, "beside", channels, columns=len(rows[0]))
         return
     inputs = list(_input_maps(layer, sub_layer, config, sizes, rows))
+    columns = inner + len(rows[0])
+    if architecture.own_attention and sub_layer.inputs == architecture.attention.inputs:
+        yield Widening(layer + architecture.attention_module, "attention", base_columns=d)
+        yield from (replace(widening, kind="beside") for widening in inputs)
+        yield Widening(layer + sub_layer.output, "beside", channels, inner, columns)
+        return
     yield from inputs
     if sub_layer.activation:
         yield Widening(layer + sub_layer.activation, "activation", base_columns=inner, parts=inputs[0].parts)
-    bias = sub_layer.output_bias
-    yield Widening(layer + sub_layer.output, "linear", channels, inner, inner + len(rows[0]), bias=bias)
+    yield Widening(layer + sub_layer.output, "linear", channels, inner, columns, bias=sub_layer.output_bias)
     if sub_layer.post_norm:
         yield Widening(layer + sub_layer.post_norm, "norm", channels, d)
 

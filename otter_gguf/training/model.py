@@ -39,6 +39,7 @@ from .modules import (
     WidenedLinear,
     WidenedRMSNorm,
 )
+from .own_attention import WidenedAttention
 from .peft_base import check_plain_base, unwrap
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def geometry(model: nn.Module) -> BaseGeometry:
 
 def _architecture(model: PreTrainedModel) -> Architecture:
     found = architectures.find(model.config.model_type, type(model).__name__)
+    found = found.of_form(found.geometry(model.config))
     # Releases of transformers name the output projection of some models differently.
     lm_head = model.get_output_embeddings()
     return replace(found, lm_head=next(name for name, module in model.named_modules() if module is lm_head))
@@ -120,9 +122,9 @@ class OtterModel(nn.Module):
         self.eval()
 
     def _widened_attention(self) -> Iterator[tuple[nn.Module, int]]:
-        """The attention modules with inserted heads, and how many KV heads those are."""
+        """The base's attention modules that hold inserted heads, and how many KV heads those are."""
         for i, n_head_kv in enumerate(self.insertion.n_head_kv):
-            if n_head_kv:
+            if n_head_kv and not self.architecture.own_attention:
                 path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
                 yield self.base_model.get_submodule(path), n_head_kv
 
@@ -145,6 +147,8 @@ class OtterModel(nn.Module):
             return Narrow(base, widening.base_columns)
         if kind == "experts":
             return WidenedExperts(base, widening.base_columns)
+        if kind == "attention":
+            return WidenedAttention(base, self.insertion.base, self.architecture.attention)
         if kind == "activation":
             return WidenedActivation(base, widening.base_columns, sum(part.base for part in widening.parts))
         if kind == "heads":

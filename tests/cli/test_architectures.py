@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from otter_gguf import Otter
-from otter_gguf.architectures import supported
 from otter_gguf.cli.main import main
 from otter_gguf.training import OtterModel
-from tests.architecture_toys import BYTE_LEVEL, convert_with_any_tokenizer, toy, write_tokenizer
+from tests.architecture_toys import BYTE_LEVEL, FORMS, convert_with_any_tokenizer, toy, write_tokenizer
 from tests.training.toy import toy_rows, toy_tokenizer, write_rows
 
 
@@ -22,12 +21,12 @@ def command(*arguments: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize(("model_type", "form"), FORMS.values(), ids=FORMS)
 def test_insert_train_convert_and_score(
-    model_type: str, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+    model_type: str, form: dict[str, Any], tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, sidecar = tmp_path / "base", tmp_path / "trained", tmp_path / "toy.otter.gguf"
-    toy(model_type).save_pretrained(base)
+    toy(model_type, **form).save_pretrained(base)
     toy_tokenizer().save_pretrained(base)  # for training; texts of the GGUF are given as tokens
     write_tokenizer(base, model_type)
     if model_type in BYTE_LEVEL:

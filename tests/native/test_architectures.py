@@ -21,6 +21,7 @@ from otter_gguf.loading import check_files
 from otter_gguf.training import OtterModel, geometry
 from tests.architecture_toys import (
     BYTE_LEVEL,
+    FORMS,
     HEADS,
     LONG_TEXT,
     convert_with_any_tokenizer,
@@ -91,6 +92,7 @@ def _one_rope(model: Any) -> None:
 # Changes of the special part of an architecture; of one with several, what it is stands behind the name.
 SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
     "gemma": _less_of("norm.weight"),
+    "falcon": _less_of("norm.bias", "ln_f.bias"),
     "gpt2": _less_of("wpe.weight"),
     "gpt_neox": _less_of("norm.bias", "dense.bias", "dense_4h_to_h.bias"),
     "gemma2 cap": _no_cap,
@@ -113,11 +115,13 @@ SPECIAL_PARTS: dict[str, Callable[[Any], None]] = {
 }
 # Other forms of an architecture, by a field of its configuration.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    FORMS["falcon 40B"],
     ("gpt2", {"tie_word_embeddings": False}),
     ("gpt_neox", {"use_parallel_residual": False}),
     ("stablelm", {"use_qkv_bias": True}),
 ]
 every_architecture = pytest.mark.parametrize("model_type", supported())
+every_form = pytest.mark.parametrize(("model_type", "form"), FORMS.values(), ids=FORMS)
 WINDOWED = ("gemma2", "gemma3_text")
 """Model types some of whose layers attend within a window; in the toys of 16 tokens."""
 
@@ -184,11 +188,11 @@ def assert_close(made: Toy, found: Float32, expected: Float32, logits: float = 5
     return float(difference.max())
 
 
-@every_architecture
+@every_form
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0"])
-def test_logits_are_identical(model_type: str, type: str, tmp_path: Path) -> None:
+def test_logits_are_identical(model_type: str, form: dict[str, Any], type: str, tmp_path: Path) -> None:
     """A prompt and single tokens, with every kind of cache."""
-    made = make(tmp_path, model_type, type)
+    made = make(tmp_path, model_type, type, model=toy(model_type, **form))
     tokens = random_tokens(60)
     for cache in CACHES.values():
         for size in (40, 1):
@@ -198,10 +202,12 @@ def test_logits_are_identical(model_type: str, type: str, tmp_path: Path) -> Non
             assert rewards.std(axis=0).min() > 1e-3
 
 
-@every_architecture
-def test_logits_are_identical_with_k_types_and_a_quantized_cache(model_type: str, tmp_path: Path) -> None:
+@every_form
+def test_logits_are_identical_with_k_types_and_a_quantized_cache(
+    model_type: str, form: dict[str, Any], tmp_path: Path
+) -> None:
     """Rows long enough for blocks of 256; llama.cpp mixes what it stores in such a cache, the inserted heads' too."""
-    model = toy(model_type, hidden_size=256, intermediate_size=256, head_dim=64)
+    model = toy(model_type, hidden_size=256, intermediate_size=256, head_dim=64, **form)
     base = write_toy(tmp_path / "base.gguf", model, "Q4_K")
     otter = widen(model)
     sidecar = write_widened(tmp_path, otter, base, "q8_0")
@@ -214,10 +220,10 @@ def test_logits_are_identical_with_k_types_and_a_quantized_cache(model_type: str
         assert rewards.std(axis=0).min() > 1e-3
 
 
-@every_architecture
-def test_logits_are_identical_with_several_sequences(model_type: str, tmp_path: Path) -> None:
+@every_form
+def test_logits_are_identical_with_several_sequences(model_type: str, form: dict[str, Any], tmp_path: Path) -> None:
     """Two texts in a batch, a copied, cut and continued one, a saved and restored one."""
-    made = make(tmp_path, model_type, "Q8_0")
+    made = make(tmp_path, model_type, "Q8_0", model=toy(model_type, **form))
     tokens, found = random_tokens(60), []
     for context in (open_base(made.base), open_otter(made.base, made.sidecar, made.config)):
         feed(context, tokens[:40], sequences=[0] * 25 + [1] * 15, positions=[*range(25), *range(15)])
@@ -239,10 +245,11 @@ def test_logits_are_identical_with_several_sequences(model_type: str, tmp_path: 
 NOT_SHIFTED = [name for name in supported() if find(name).positions or name in WINDOWED]
 
 
-@pytest.mark.parametrize("model_type", [name for name in supported() if name not in NOT_SHIFTED])
-def test_a_context_shift_rotates_the_inserted_keys_too(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [name for name, (model_type, _) in FORMS.items() if model_type not in NOT_SHIFTED])
+def test_a_context_shift_rotates_the_inserted_keys_too(form: str, tmp_path: Path) -> None:
     """With one layer no key depends on another token, so what is left is as if it had been fed without the rest."""
-    model = toy(model_type, num_hidden_layers=1)
+    model_type, changes = FORMS[form]
+    model = toy(model_type, num_hidden_layers=1, **changes)
     base = write_toy(tmp_path / "base.gguf", model)
     otter = widen(model)
     sidecar = write_widened(tmp_path, otter, base)
@@ -357,12 +364,12 @@ def test_a_text_is_not_cut_where_the_window_is_gone(model_type: str, tmp_path: P
 
 
 @pytest.mark.slow
-@every_architecture
+@every_form
 def test_the_toys_are_what_llama_cpps_converter_makes(
-    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str, form: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The toys are written by the tests; this is the proof that their names, order of rows and keys are right."""
-    model = toy(model_type)
+    model = toy(model_type, **form)
     model.save_pretrained(tmp_path / "hf")
     write_tokenizer(tmp_path / "hf", model_type)
     if model_type in BYTE_LEVEL:
@@ -384,11 +391,11 @@ def test_other_base_weights_change_logits(model_type: str, tmp_path: Path) -> No
     assert not np.array_equal(base_logits(open_base(first), tokens, 20), base_logits(open_base(second), tokens, 20))
 
 
-@every_architecture
+@every_form
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_rewards_agree_with_torch(model_type: str, placement: str, tmp_path: Path) -> None:
+def test_rewards_agree_with_torch(model_type: str, form: dict[str, Any], placement: str, tmp_path: Path) -> None:
     """Many tokens at once, and the fused nodes for a few."""
-    made = make(tmp_path, model_type, **PLACEMENTS[placement])
+    made = make(tmp_path, model_type, model=toy(model_type, **form), **PLACEMENTS[placement])
     tokens = random_tokens(100, seed=3)
     activate_as_ggml(made.torch)
     expected_logits, expected = in_torch(made.torch, tokens)
@@ -455,10 +462,10 @@ def test_the_special_part_matters(special: str, tmp_path: Path) -> None:
     assert_close(made, rewards, in_torch(made.torch, tokens)[1])
 
 
-@every_architecture
-def test_copy_initialisation_keeps_the_copied_channels(model_type: str, tmp_path: Path) -> None:
+@every_form
+def test_copy_initialisation_keeps_the_copied_channels(model_type: str, form: dict[str, Any], tmp_path: Path) -> None:
     """Where there are experts the first is copied, so this holds if it is the only one and copied whole."""
-    model, sizes = toy(model_type), dict[str, Any]()
+    model, sizes = toy(model_type, **form), dict[str, Any]()
     if geometry(model).n_expert:
         model = toy(model_type, num_experts=1, num_experts_per_tok=1)
         sizes["n_ff"] = geometry(model).n_ff
@@ -489,6 +496,7 @@ def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model_type", "missing"),
     [
+        ("falcon", "blk.1.attn_norm.bias"),
         ("gpt2", "position_embd.weight"),
         ("gpt_neox", "blk.0.attn_norm.bias"),
         ("gpt_neox", "blk.1.ffn_down.bias"),
@@ -568,6 +576,30 @@ def test_the_forms_of_stablelm_2_12b_are_bases_but_hold_no_insertion(
     assert not np.array_equal(first, second)
     with pytest.raises(UnsupportedError, match=reason):
         open_otter(other, made.sidecar, made.config)
+
+
+@pytest.mark.parametrize(("form", "n_kv"), [("falcon", 1), ("falcon 40B", 2)])
+def test_other_forms_of_falcon_are_bases_but_hold_no_insertion(form: str, n_kv: int, tmp_path: Path) -> None:
+    """Falcon2 11B has one norm and several KV heads."""
+    model_type, changes = FORMS[form]
+    made = make(tmp_path, model_type, model=toy(model_type, **changes))
+    norm: dict[str, Any] = {f"blk.1.attn_norm_2.{kind}": None for kind in ("weight", "bias")}
+    if n_kv == 1:
+        norm = {name: float_tensor(name, np.ones(64, np.float32)) for name in norm}
+    other = rewrite(made.base, tmp_path / "other.gguf", tensors=norm)
+    with _native.GgufFile(str(other)) as file:
+        _native.check_base(file)
+    assert len(base_logits(open_base(other), random_tokens(10), 10)) == 10
+    with pytest.raises(UnsupportedError, match=r"several KV heads and one norm for attention and FFN \(Falcon2 11B\)"):
+        open_otter(other, made.sidecar, made.config)
+
+
+def test_a_falcon_with_biases_is_refused(tmp_path: Path) -> None:
+    """llama.cpp's graph has no place for them."""
+    whole, name = write_toy(tmp_path / "whole.gguf", toy("falcon")), "blk.0.attn_qkv.bias"
+    other = rewrite(whole, tmp_path / "other.gguf", tensors={name: float_tensor(name, np.ones(96, np.float32))})
+    with _native.GgufFile(str(other)) as file, pytest.raises(FileError, match=f"unexpected: .{name}"):
+        _native.check_base(file)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from otter_gguf.converters.sidecar import convert_sidecar
 from otter_gguf.converters.widened import convert_widened
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, StaticCache
 
 from otter_gguf import _native
 from otter_gguf.architectures import find, of_gguf, supported
@@ -21,11 +22,12 @@ from otter_gguf.errors import MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.training import OtterModel, geometry
 from otter_gguf.training.gguf_base import load_gguf_base
-from tests.architecture_toys import long_rope, toy, widen, write_toy, write_widened
+from tests.architecture_toys import FORMS, long_rope, toy, widen, write_toy, write_widened
 
 TOKENS = torch.randint(3, 288, (2, 23), generator=torch.Generator().manual_seed(5))
 
 every_architecture = pytest.mark.parametrize("model_type", supported())
+every_form = pytest.mark.parametrize(("model_type", "form"), FORMS.values(), ids=FORMS)
 NOT_WIDENED = [model_type for model_type in supported() if find(model_type).not_widened]
 every_widened = pytest.mark.parametrize("model_type", [name for name in supported() if name not in NOT_WIDENED])
 
@@ -42,11 +44,11 @@ def as_if_set(model: Any, attention: str) -> Any:
     return model
 
 
-@every_architecture
+@every_form
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_base_computes_the_same_bits(model_type: str, attention: str) -> None:
+def test_the_base_computes_the_same_bits(model_type: str, form: dict[str, Any], attention: str) -> None:
     """In one go and token by token; and without the insertion, as if it had never been there."""
-    base = toy(model_type)
+    base = toy(model_type, **form)
     if attention not in (find(model_type).attention_functions or (attention,)):
         with pytest.raises(UnsupportedError, match=f"{attention} leaves out a part of the attention of a"):
             widen(as_if_set(base, attention))
@@ -67,9 +69,9 @@ def test_the_base_computes_the_same_bits(model_type: str, attention: str) -> Non
             assert torch.equal(otter(TOKENS).logits, plain)
 
 
-@every_architecture
-def test_gradients_reach_every_inserted_tensor_and_nothing_else(model_type: str) -> None:
-    otter = widen(toy(model_type), state_source="table")
+@every_form
+def test_gradients_reach_every_inserted_tensor_and_nothing_else(model_type: str, form: dict[str, Any]) -> None:
+    otter = widen(toy(model_type, **form), state_source="table")
     rewards = otter(TOKENS, use_cache=False).rewards
     assert rewards is not None
     rewards.square().sum().backward()
@@ -79,11 +81,13 @@ def test_gradients_reach_every_inserted_tensor_and_nothing_else(model_type: str)
     assert sum(parameter.requires_grad for parameter in otter.parameters()) == len(inserted)
 
 
-@every_architecture
-def test_gradients_are_those_of_differences(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_form
+def test_gradients_are_those_of_differences(
+    model_type: str, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Along a random direction of all inserted tensors, in double precision, which Gemma's norms would leave."""
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    base = toy(model_type).double()
+    base = toy(model_type, **form).double()
     if geometry(base).n_expert:
         base.set_experts_implementation("eager")  # the usual one has no double precision
     otter = widen(base, state_source="table").double()
@@ -165,6 +169,18 @@ def test_every_form_holds_the_same_tensors(model_type: str, tmp_path: Path) -> N
             assert np.array_equal(one.tensor_data(tensor.name), other.tensor_data(tensor.name)), tensor.name
 
 
+@every_form
+def test_a_sidecar_becomes_the_adapter_again(model_type: str, form: dict[str, Any], tmp_path: Path) -> None:
+    """Bit for bit, through a file that another base's form would not have."""
+    base, otter = write_toy(tmp_path / "base.gguf", toy(model_type, **form)), widen(toy(model_type, **form))
+    sidecar = write_widened(tmp_path, otter, base)
+    assert convert_sidecar(sidecar, tmp_path / "back") == otter.insertion
+    again = OtterModel.from_pretrained(toy(model_type, **form), tmp_path / "back")
+    tensors = otter.inserted_parameters()
+    assert list(again.inserted_parameters()) == list(tensors)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in again.inserted_parameters().items())
+
+
 @pytest.mark.parametrize("model_type", NOT_WIDENED)
 def test_no_widened_checkpoint_where_it_would_be_another_model(model_type: str, tmp_path: Path) -> None:
     """Refused in every direction: written, read, converted."""
@@ -202,6 +218,7 @@ def test_a_widened_checkpoint_of_another_base_is_refused(model_type: str, name: 
 
 _HUGGING_FACE_ALONE = (
     "ernie4_5",
+    "falcon",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -253,6 +270,19 @@ def test_another_base_is_refused(model_type: str, tmp_path: Path) -> None:
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "a sliding window"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "a sliding window"),
         ("ernie4_5", {"use_bias": True}, "its maps have biases"),
+        ("falcon", {"alibi": True}, r"a bias by distance instead of a rotary embedding \(alibi\)"),
+        ("falcon", {"bias": True}, "its maps have biases"),
+        ("falcon", {"parallel_attn": False}, "its FFN reads what attention has added to"),
+        ("falcon", {"multi_query": False}, "each of its query heads has a KV head"),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1, "num_kv_heads": 2},
+            "several KV heads, and one norm for attention and FFN",
+        ),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 1}, "it has one KV head, and norms of their own"),
+        ("falcon", {"ffn_hidden_size": 96}, "ffn_hidden_size is 96"),
+        ("falcon", {"activation": "relu"}, "activation is relu, expected gelu"),
+        ("falcon", {"rope_parameters": {"rope_theta": 500.0}}, "its rotary embedding is .*500"),
         ("gemma", {"tie_word_embeddings": False}, "its output projection is not its embedding"),
         ("gemma", {"use_bidirectional_attention": True}, "it attends in both directions"),
         ("gemma", {"hidden_act": "silu"}, "hidden_act is silu, expected gelu_pytorch_tanh"),
@@ -311,6 +341,33 @@ def test_fused_maps_keep_the_bits_at_odd_sizes(attention: str) -> None:
         with otter.disable_insertion():
             found += [otter(TOKENS[:, :size], use_cache=False).logits for size in (1, 7, 23)]
     assert all(torch.equal(a, b) for a, b in zip(plain * 2, found, strict=True))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("falcon")])
+def test_heads_beside_an_attention_module_see_no_padding(form: str, attention: str) -> None:
+    """They are given the mask that the base's heads get."""
+    model_type, changes = FORMS[form]
+    base = toy(model_type, **changes)
+    base.set_attn_implementation(attention)
+    otter, padding = widen(base), torch.full((2, 4), 3)
+    mask = torch.cat([torch.zeros(2, 4), torch.ones_like(TOKENS)], dim=1).long()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = otter(TOKENS).rewards
+        masked = otter(torch.cat([padding, TOKENS], dim=1), mask, positions).rewards[:, 4:]
+        seen = otter(torch.cat([padding, TOKENS], dim=1), None, positions).rewards[:, 4:]
+    assert (masked - expected).abs().max() < 1e-4
+    assert (seen - expected).abs().max() > 1e-3
+
+
+def test_heads_beside_an_attention_module_need_a_cache_that_grows() -> None:
+    otter = widen(toy("falcon"))
+    cache = StaticCache(otter.config, max_cache_len=32)
+    with pytest.raises(UnsupportedError, match="a StaticCache has no place for the inserted heads"):
+        otter(TOKENS, past_key_values=cache)
+    with otter.disable_insertion(), torch.no_grad():
+        otter(TOKENS, past_key_values=StaticCache(otter.config, max_cache_len=32))
 
 
 def test_copy_initialisation_beside_experts_takes_the_first() -> None:
