@@ -37,6 +37,7 @@ class Model:
     def __init__(self, text: str) -> None:
         self.text = text
         self.model_path = text.partition("|")[0]
+        self.n_vocab = 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and other.model_path == self.model_path
