@@ -3,11 +3,13 @@
 
 #include "architectures.h"
 #include "gguf/check_base.h"
+#include "gguf/problem_list.h"
 
 #include <algorithm>
 #include <initializer_list>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <string_view>
 
 namespace otter {
@@ -31,119 +33,165 @@ struct expected_tensor {
     bool                  plain; // F32: used element-wise or as rotary factors
 };
 
-void check_scales(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
-    const auto logit_scale = file.get_f32(sizes.architecture + ".logit_scale");
-    if (form.has(scaled) && (!logit_scale || *logit_scale == 0.0f)) {
-        file.fail_key(sizes.architecture + ".logit_scale", "is missing or 0, expected an f32");
-    }
-    if (form.has(scaled) && file.find(sizes.architecture + ".deepstack_mapping") != nullptr) {
-        file.unsupported(cat("key ", quoted(sizes.architecture + ".deepstack_mapping"), ": a model that reads images"));
-    }
-    if (!form.has(experts) && sizes.n_expert > 0) {
-        file.unsupported(cat("key ", quoted(sizes.architecture + ".expert_count"), " is ", sizes.n_expert,
-                ", expected no experts"));
-    }
-}
+// What the graph of an architecture takes for granted beyond the keys' own ranges; all that is wrong in one message.
+class geometry_check {
+public:
+    geometry_check(const gguf_file & head, const base_sizes & of_base, const tensor_form & of_architecture) :
+        file(head), sizes(of_base), form(of_architecture), problems(head) {}
 
-void check_rotated(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
-    const std::string key = sizes.architecture + ".rope.dimension_count";
-    const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
-    if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
-        file.fail_key(key, cat("is ", sizes.n_rot, ", expected the head size ", sizes.head_dim_k,
-                form.has(partial_rope) ? " or a smaller even number" : ""));
+    void run() {
+        problems.attempt([&] { uniform("attention.head_count", sizes.n_head); });
+        problems.attempt([&] { uniform("attention.head_count_kv", sizes.n_head_kv); });
+        problems.attempt([&] { uniform("feed_forward_length", sizes.n_ff); });
+        attempt(&geometry_check::experts_width);
+        attempt(&geometry_check::parallel_residual);
+        attempt(&geometry_check::norms);
+        attempt(&geometry_check::heads);
+        attempt(&geometry_check::rotated);
+        attempt(&geometry_check::only_text);
+        attempt(&geometry_check::output_width);
+        attempt(&geometry_check::scales);
+        attempt(&geometry_check::number_of_experts);
+        attempt(&geometry_check::window_sizes);
+        attempt(&geometry_check::window_pattern);
+        attempt(&geometry_check::caps);
+        problems.throw_any();
     }
-}
 
-// What the graph of these architectures takes for granted beyond the keys' own ranges.
-void check_geometry(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
-    const auto key_of = [&](const char * name) { return cat(sizes.architecture, ".", name); };
-    const auto uniform = [&](const char * name, const std::vector<uint32_t> & values) {
-        const std::string key = key_of(name);
+private:
+    const gguf_file &   file;
+    const base_sizes &  sizes;
+    const tensor_form & form;
+    problem_list        problems;
+
+    void attempt(void (geometry_check::*check)() const) {
+        problems.attempt([&] { (this->*check)(); });
+    }
+
+    std::string key(const char * name) const { return cat(sizes.architecture, ".", name); }
+
+    void uniform(const char * name, const std::vector<uint32_t> & values) const {
         if (values.empty()) {
-            file.fail_key(key, "is missing, expected a u32");
+            file.fail_key(key(name), "is missing, expected a u32");
         }
         if (values[0] == 0 || std::count(values.begin(), values.end(), values[0]) != std::ptrdiff_t(values.size())) {
-            file.fail_key(key, "holds 0 or differs between layers, expected one positive value");
-        }
-    };
-    uniform("attention.head_count", sizes.n_head);
-    uniform("attention.head_count_kv", sizes.n_head_kv);
-    uniform("feed_forward_length", sizes.n_ff);
-    if (form.has(only_experts)) {
-        uniform("expert_feed_forward_length", sizes.n_ff_exp);
-        if (sizes.n_expert == 0) {
-            file.fail_key(key_of("expert_count"), "is missing or 0, expected a number of at least 1");
+            file.fail_key(key(name), "holds 0 or differs between layers, expected one positive value");
         }
     }
 
-    const char * epsilon = form.has(layer_norms) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
-    if (!file.get_f32(key_of(epsilon))) {
-        file.fail_key(key_of(epsilon), "is missing, expected an f32");
-    }
-    if (form.has(parallel) && !file.get_bool(key_of("use_parallel_residual"))) {
-        file.fail_key(key_of("use_parallel_residual"), "is missing, expected a bool");
-    }
-    if (sizes.head_dim_k == 0 || sizes.head_dim_k % 2 != 0 || sizes.head_dim_k != sizes.head_dim_v) {
-        file.fail_key(key_of("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
-                sizes.head_dim_v, " for values, expected the same even number"));
-    }
-    check_rotated(file, sizes, form);
-    for (const char * name : { "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa" }) {
-        const uint32_t size = file.get_u32(key_of(name)).value_or(sizes.head_dim_k);
-        if (size != sizes.head_dim_k) {
-            file.unsupported(cat("key ", quoted(key_of(name)), " is ", size, ", expected the head size ", sizes.head_dim_k));
+    void absent(const char * name, const char * what) const {
+        if (file.get_u32(key(name)).value_or(0) != 0) {
+            file.unsupported(cat("key ", quoted(key(name)), " is not 0", what));
         }
     }
-    if (file.get_u32(key_of("nextn_predict_layers")).value_or(0) != 0) {
-        file.unsupported(cat("key ", quoted(key_of("nextn_predict_layers")), " is not 0"));
-    }
-    if (file.get_u32(key_of("pooling_type")).value_or(0) != 0) {
-        file.unsupported(cat("key ", quoted(key_of("pooling_type")),
-                " is not 0: an embedding model, not one that writes text"));
-    }
-    const auto n_embd_out = file.get_u32(key_of("embedding_length_out")).value_or(0);
-    if (n_embd_out != 0 && n_embd_out != sizes.n_embd) {
-        file.unsupported(cat("key ", quoted(key_of("embedding_length_out")), " is ", n_embd_out, ", expected ",
-                sizes.n_embd));
-    }
-}
 
-void check_windows(const gguf_file & file, const base_sizes & sizes, const tensor_form & form) {
-    const std::string key     = sizes.architecture + ".attention.sliding_window";
-    const std::string pattern = key + "_pattern";
-    if (!form.has(windows) && !form.has(no_windows)) {
-        return;
-    }
-    const auto size = file.get_u32(key);
-    if (form.has(no_windows)) {
-        if (size.value_or(0) > 0) {
-            file.unsupported(cat("key ", quoted(key), " is ", *size, ": layers that attend within a window"));
+    void experts_width() const {
+        if (form.has(only_experts)) {
+            uniform("expert_feed_forward_length", sizes.n_ff_exp);
         }
-        return;
     }
-    if (size.value_or(1) == 0 || size.value_or(1) > INT32_MAX) {
-        file.fail_key(key, cat("is ", *size, ", expected 1 to ", INT32_MAX));
-    }
-    const kv_entry * kv = file.find(pattern);
-    if (kv == nullptr) {
-        return;
-    }
-    const bool whole = kv->type == GGUF_TYPE_UINT32 || kv->type == GGUF_TYPE_INT32 || kv->type == GGUF_TYPE_BOOL;
-    const bool fits  = kv->is_array ? whole && kv->count == sizes.n_layer : kv->type == GGUF_TYPE_UINT32;
-    if (!fits) {
-        file.fail_key(pattern, cat("is ", kv->type_name(), ", expected a u32 or one flag for each of ", sizes.n_layer,
-                " layers"));
-    }
-}
 
-void check_caps(const gguf_file & file, const base_sizes & sizes) {
-    for (const char * name : { ".attn_logit_softcapping", ".final_logit_softcapping" }) {
-        const auto cap = file.get_f32(sizes.architecture + name);
-        if (sizes.architecture == "gemma2" && cap.value_or(1.0f) <= 0.0f) { // its graph divides by it
-            file.fail_key(sizes.architecture + name, cat("is ", *cap, ", expected a number above 0"));
+    void parallel_residual() const {
+        if (form.has(parallel) && !file.get_bool(key("use_parallel_residual"))) {
+            file.fail_key(key("use_parallel_residual"), "is missing, expected a bool");
         }
     }
-}
+
+    void norms() const {
+        const char * epsilon = form.has(layer_norms) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
+        if (!file.get_f32(key(epsilon))) {
+            file.fail_key(key(epsilon), "is missing, expected an f32");
+        }
+    }
+
+    void heads() const {
+        if (sizes.head_dim_k == 0 || sizes.head_dim_k % 2 != 0 || sizes.head_dim_k != sizes.head_dim_v) {
+            file.fail_key(key("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
+                    sizes.head_dim_v, " for values, expected the same even number"));
+        }
+    }
+
+    void rotated() const {
+        const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
+        if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
+            file.fail_key(key("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
+                    sizes.head_dim_k, form.has(partial_rope) ? " or a smaller even number" : ""));
+        }
+    }
+
+    void only_text() const {
+        absent("nextn_predict_layers", "");
+        absent("pooling_type", ": an embedding model, not one that writes text");
+        if (form.has(scaled) && file.find(key("deepstack_mapping")) != nullptr) {
+            file.unsupported(cat("key ", quoted(key("deepstack_mapping")), ": a model that reads images"));
+        }
+    }
+
+    void output_width() const {
+        const auto n_embd_out = file.get_u32(key("embedding_length_out")).value_or(0);
+        if (n_embd_out != 0 && n_embd_out != sizes.n_embd) {
+            file.unsupported(cat("key ", quoted(key("embedding_length_out")), " is ", n_embd_out, ", expected ",
+                    sizes.n_embd));
+        }
+    }
+
+    void scales() const {
+        const auto logit_scale = file.get_f32(key("logit_scale"));
+        if (form.has(scaled) && (!logit_scale || *logit_scale == 0.0f)) {
+            file.fail_key(key("logit_scale"), "is missing or 0, expected an f32");
+        }
+    }
+
+    void number_of_experts() const {
+        if (form.has(only_experts) && sizes.n_expert == 0) {
+            file.fail_key(key("expert_count"), "is missing or 0, expected a number of at least 1");
+        }
+        if (!form.has(experts) && sizes.n_expert > 0) {
+            file.unsupported(cat("key ", quoted(key("expert_count")), " is ", sizes.n_expert, ", expected no experts"));
+        }
+    }
+
+    void window_sizes() const {
+        for (const char * name : { "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa" }) {
+            const uint32_t size = file.get_u32(key(name)).value_or(sizes.head_dim_k);
+            if (size != sizes.head_dim_k) {
+                file.unsupported(cat("key ", quoted(key(name)), " is ", size, ", expected the head size ",
+                        sizes.head_dim_k));
+            }
+        }
+        const char * name = "attention.sliding_window";
+        const auto   size = form.has(windows) || form.has(no_windows) ? file.get_u32(key(name)) : std::nullopt;
+        if (form.has(no_windows) && size.value_or(0) > 0) {
+            file.unsupported(cat("key ", quoted(key(name)), " is ", *size, ": layers that attend within a window"));
+        }
+        if (form.has(windows) && (size.value_or(1) == 0 || size.value_or(1) > INT32_MAX)) {
+            file.fail_key(key(name), cat("is ", *size, ", expected 1 to ", INT32_MAX));
+        }
+    }
+
+    void window_pattern() const {
+        const std::string pattern = key("attention.sliding_window_pattern");
+        const kv_entry *  kv      = form.has(windows) ? file.find(pattern) : nullptr;
+        if (kv == nullptr) {
+            return;
+        }
+        const bool whole = kv->type == GGUF_TYPE_UINT32 || kv->type == GGUF_TYPE_INT32 || kv->type == GGUF_TYPE_BOOL;
+        const bool fits  = kv->is_array ? whole && kv->count == sizes.n_layer : kv->type == GGUF_TYPE_UINT32;
+        if (!fits) {
+            file.fail_key(pattern, cat("is ", kv->type_name(), ", expected a u32 or one flag for each of ",
+                    sizes.n_layer, " layers"));
+        }
+    }
+
+    void caps() const {
+        for (const char * name : { "attn_logit_softcapping", "final_logit_softcapping" }) {
+            const auto cap = file.get_f32(key(name));
+            if (sizes.architecture == "gemma2" && cap.value_or(1.0f) <= 0.0f) { // its graph divides by it
+                file.fail_key(key(name), cat("is ", *cap, ", expected a number above 0"));
+            }
+        }
+    }
+};
 
 class tensor_check {
 public:
@@ -366,10 +414,7 @@ void check_tensors(const base_parts & parts, const base_sizes & sizes) {
     if (form == std::end(tensor_forms)) {
         return;
     }
-    check_geometry(parts.head(), sizes, *form);
-    check_scales(parts.head(), sizes, *form);
-    check_windows(parts.head(), sizes, *form);
-    check_caps(parts.head(), sizes);
+    geometry_check(parts.head(), sizes, *form).run();
     tensor_check(parts, sizes, *form).run();
 }
 

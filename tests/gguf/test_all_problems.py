@@ -86,3 +86,21 @@ def test_a_long_list_ends_with_a_number(tmp_path: Path) -> None:
     message = message_of(file, tmp_path)
     assert message.count("rows of 33 elements, expected a multiple of 32 for Q8_0") == 24
     assert message.endswith("; and 6 more")
+
+
+def test_what_an_architecture_takes_for_granted_is_said_at_once(tmp_path: Path) -> None:
+    """Keys that are right by themselves, and wrong for the graph."""
+    file = (
+        toy_llama()
+        .drop("llama.attention.layer_norm_rms_epsilon")
+        .set("llama.pooling_type", "u32", 1)
+        .set("llama.embedding_length_out", "u32", 48)
+    )
+    problems = message_of(file, tmp_path).split("; ")
+    assert [problem.split("'")[1] for problem in problems] == [
+        "llama.attention.layer_norm_rms_epsilon",
+        "llama.pooling_type",
+        "llama.embedding_length_out",
+    ]
+    alone = toy_llama().set("llama.pooling_type", "u32", 1)
+    assert message_of(alone, tmp_path, errors.UnsupportedError).startswith("key 'llama.pooling_type' is not 0")
