@@ -11,6 +11,8 @@
 #include "llama-model-loader.h"
 #include "models/models.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <stdexcept>
 
@@ -144,7 +146,8 @@ std::vector<llama_device> choose_devices(llama_model_params params) {
 
 // llama.cpp counts the inserted cache layers as layers: keep the split between CPU and GPU where the user put it.
 int32_t extended_gpu_layers(int32_t n_gpu_layers, const insertion_spec & spec) {
-    return n_gpu_layers > 0 ? n_gpu_layers + spec.n_cache_layers() : n_gpu_layers;
+    const int64_t extended = int64_t(n_gpu_layers) + spec.n_cache_layers();
+    return n_gpu_layers > 0 ? int32_t(std::min<int64_t>(extended, INT32_MAX)) : n_gpu_layers;
 }
 
 } // namespace
