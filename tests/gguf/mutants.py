@@ -142,7 +142,8 @@ def retype_tensor(file: Gguf, rng: random.Random) -> None:
     index = rng.randrange(len(file.tensors))
     name, old = file.tensors[index]
     changed = Tensor(old.shape, rng.choice([*TENSOR_TYPES, *UNUSABLE_TENSOR_TYPES]))
-    file.tensors[index] = (name, Tensor(old.shape, changed.type, rng.randbytes(len(changed.bytes()))))
+    size = len((changed if max(old.shape) < 2**31 else old).bytes())
+    file.tensors[index] = (name, Tensor(old.shape, changed.type, rng.randbytes(size)))
 
 
 def randomize_tensor(file: Gguf, rng: random.Random) -> None:
