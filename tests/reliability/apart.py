@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from . import trials
 from .careless import CARELESS
@@ -54,5 +55,15 @@ def examine(name: str, n_kills: int, n_interrupts: int, fault_step: int, seed: i
 @contextmanager
 def clean_process() -> Iterator[Callable[..., Examination]]:
     """:func:`examine`, called there."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        yield lambda *arguments: pool.submit(examine, *arguments).result(MAX_SECONDS)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+
+        def call(*arguments: Any) -> Examination:
+            try:
+                return pool.submit(examine, *arguments).result(MAX_SECONDS)
+            except concurrent.futures.TimeoutError:
+                for process in multiprocessing.active_children():
+                    process.kill()  # or leaving the pool would wait for it
+                raise
+
+        yield call

@@ -15,6 +15,8 @@ from .watch import LET_THROUGH, Decision, Operation, Outcome
 from .writers import Writer
 
 _MEMORY = Path("/dev/shm")  # where syncing costs nothing
+MAX_CLEAN_SECONDS = 600.0
+"""A run without trouble may take this long."""
 
 
 @dataclass
@@ -62,9 +64,19 @@ class Stage:
         *,
         signal_at: tuple[float, int] | None = None,
     ) -> Outcome:
-        """The writer in a child; see :func:`.watch.run`."""
+        """The writer in a child; see :func:`.watch.run`.
+
+        Raises:
+            AssertionError: It did not end.
+        """
         inputs = self.folder / "inputs"
-        return watch.run(lambda: self.writer.run(inputs, self.out), self.out, decide, signal_at=signal_at)
+        timeout = max(60.0, 5 * self.clean.seconds) if self.clean.operations else MAX_CLEAN_SECONDS
+        outcome = watch.run(
+            lambda: self.writer.run(inputs, self.out), self.out, decide, signal_at=signal_at, timeout=timeout
+        )
+        if outcome.timed_out:
+            raise AssertionError(f"{self.writer.name} did not end within {timeout:.0f} s: {outcome.output[-500:]}")
+        return outcome
 
     def leftovers(self) -> list[str]:
         """Hidden names: what a writer has not finished."""

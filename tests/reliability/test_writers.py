@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from . import watch
 from .apart import Examination, clean_process
 from .careless import CARELESS
 from .watch import unavailable
@@ -50,3 +55,35 @@ def test_a_careless_writer_is_found_out(name: str, examine: Callable[..., Examin
     assert bool(found.kills.failures) == (name in ("in place", "not removed"))
     assert any("not complete" in failure for failure in found.short_writes.failures) == (name == "half written")
     assert found.interrupts.failures
+
+
+class _SlowlyFlushed:
+    def flush(self) -> None:
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.5, 0), (None, 70)])
+def test_ctrl_c_after_the_writer_stays_in_the_child(tmp_path: Path, seconds: float | None, code: int) -> None:
+    """The child is a copy of this process; what left it as an exception would go on as a second run of the tests."""
+
+    def write() -> int:
+        (tmp_path / "file").write_bytes(b"")
+        if seconds is None:
+            signal.raise_signal(signal.SIGINT)
+        sys.stdout = _SlowlyFlushed()
+        return 0
+
+    outcome = watch.run(write, tmp_path, signal_at=(seconds, signal.SIGINT) if seconds else None, timeout=10)
+    assert outcome.code == code, outcome.output
+    assert ("KeyboardInterrupt" in outcome.output) == (code == 70)
+    assert not outcome.timed_out
+
+
+def test_a_child_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    def hang() -> int:
+        time.sleep(60)
+        return 0
+
+    outcome = watch.run(hang, tmp_path, timeout=1)
+    assert outcome.timed_out
+    assert outcome.code == -signal.SIGKILL

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 # linux/audit.h, asm/unistd.h; older calls (open, rename ...) exist on x86 alone.
@@ -148,7 +149,13 @@ def run(
 
 
 def _child(action: Callable[[], int], channel: socket.socket, output: int) -> None:
-    code = 70
+    """Does not return: above it are the frames of the process that was copied."""
+    code, running = 70, True
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if running:  # later an exception would leave this function
+            raise KeyboardInterrupt
+
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -160,14 +167,18 @@ def _child(action: Callable[[], int], channel: socket.socket, output: int) -> No
         socket.send_fds(channel, [b"."], [listener])
         os.close(listener)
         channel.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupted)
         code = action()
+        running = False
     except BaseException:
+        running = False
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 # ---- the filter ------------------------------------------------------------------------------------------------
@@ -217,7 +228,13 @@ class _Supervisor:
     def supervise(
         self, channel: socket.socket, output: int, signal_at: tuple[float, int] | None, timeout: float
     ) -> Outcome:
-        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+        channel.settimeout(timeout)
+        try:
+            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+        except TimeoutError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
         listener = fds[0]
         try:
             self._serve(listener, signal_at, self.begin + timeout)
@@ -230,7 +247,7 @@ class _Supervisor:
         return self.outcome
 
     def _serve(self, listener: int, signal_at: tuple[float, int] | None, deadline: float) -> None:
-        """Answer until no process is left that the filter holds for."""
+        """Answer until no process is left that the filter holds for, or 5 s after the child was killed for time."""
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
@@ -244,6 +261,8 @@ class _Supervisor:
                 self._signal(signal_at[1])
                 signal_at = None
             if time.monotonic() >= deadline:
+                if self.outcome.timed_out:  # processes that it started: without a listener their calls fail
+                    return
                 self.outcome.timed_out = True
                 self._signal(signal.SIGKILL)
                 deadline += 5
