@@ -28,7 +28,7 @@ from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
-from otter_gguf.gguf.sidecar import expected_tensors, stays_float32
+from otter_gguf.gguf.sidecar import expected_tensors, mixture_type, stays_float32
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 
 Float32 = npt.NDArray[np.float32]
@@ -182,7 +182,7 @@ def layer_tensors(base: BaseGeometry, prefix: str, type: str) -> list[Tensor]:
 
 
 def sidecar_tensors(config: InsertionConfig, type: str) -> list[Tensor]:
-    """Every inserted tensor; matrices in ``type``, norms and heads in F32."""
+    """Every inserted tensor, in the types of the mixture ``type``."""
     tensors = []
     for name, shape in expected_tensors(config).items():
         if "norm." in name:
@@ -191,7 +191,7 @@ def sidecar_tensors(config: InsertionConfig, type: str) -> list[Tensor]:
             tensors.append(Tensor(name, shape, "F32", std=shape[0] ** -0.5 if len(shape) > 1 else 0.1))
         else:
             columns, rows = shape
-            tensors.append(matrix(name, columns, rows, type))
+            tensors.append(matrix(name, columns, rows, mixture_type(name, type)))
     return tensors
 
 

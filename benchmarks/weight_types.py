@@ -46,9 +46,10 @@ BASE_TYPES = (
     *("IQ4_XS", "IQ4_NL", "IQ3_S", "MXFP4_MOE"),
 )
 SIDECAR_TYPES = (
-    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_XS", "IQ4_NL"),
-    *("Q3_K", "Q2_K"),
+    *("F32", "F16", "BF16", "Q8_0", "Q8_0 --pure", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_XS"),
+    *("IQ4_NL", "Q3_K", "Q2_K"),
 )
+"""As ``otter-gguf quantize`` takes them."""
 PAIR_SEED = 20261  # of no pair that the demo was trained or reported on
 CONTEXT = 512
 FEW = 100
@@ -112,7 +113,7 @@ def sidecar_rows(folder: Path, pairs: Sequence[dict[str, str]]) -> Iterator[Side
     random_base, random_exact = _random_files(folder)
     random_wanted = rewards(random_base, random_exact, few[:10]).tokens
     for type in SIDECAR_TYPES:
-        options = QuantizeOptions(type, n_threads=1)
+        options = QuantizeOptions(type.split()[0], n_threads=1, pure=type.endswith("--pure"))
         path, plain, random_path = (folder / f"{name}-{type}" for name in ("demo", "plain", "random"))
         plan = quantize(exact, path, options)
         types = _types(plan)

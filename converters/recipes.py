@@ -13,7 +13,7 @@ from otter_gguf.architectures import SubLayer
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.gguf import keys
-from otter_gguf.gguf.sidecar import expected_tensors, stays_float32
+from otter_gguf.gguf.sidecar import expected_tensors, mixture_type
 from otter_gguf.gguf.writer import TensorPlan
 
 from .checkpoint import Float32, TensorSource
@@ -143,12 +143,10 @@ def plan_tensors(source: TensorSource, config: InsertionConfig, outtype: str) ->
 
 
 def tensor_type(name: str, n_columns: int, outtype: str) -> str:
-    """The type that a tensor gets: ``outtype``, or F16 where its rows do not fit that type's blocks."""
+    """The type that a tensor gets: of the mixture ``outtype``, or F16 where its rows do not fit that type's blocks."""
     if outtype not in OUTTYPES:
         raise ConfigError(f"--outtype {outtype}: expected one of {', '.join(OUTTYPES)}")
-    if stays_float32(name):
-        return "F32"
-    wanted = "Q8_0" if outtype == "auto" else outtype.upper()
+    wanted = mixture_type(name, "Q8_0" if outtype == "auto" else outtype.upper())
     return "F16" if wanted.startswith("Q") and n_columns % 32 else wanted
 
 

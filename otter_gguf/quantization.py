@@ -28,7 +28,7 @@ from .gguf.checksums import check_checksums, has_checksums
 from .gguf.encoding import ALIGNMENT, TENSOR_TYPES, KeyValue
 from .gguf.fingerprint import fingerprint
 from .gguf.merge import MergedParts, merge, split
-from .gguf.sidecar import is_merged, is_sidecar, stays_float32, validate_insertion
+from .gguf.sidecar import is_merged, is_sidecar, mixture_type, stays_float32, validate_insertion
 from .gguf.writer import TensorPlan, progress_bar, write_gguf
 from .importance import Float32, ImportanceMatrix, read_importance
 
@@ -39,7 +39,7 @@ COPY = "COPY"
 BASE_TYPES = _native.QUANTIZE_TYPES
 """Types of a base, under llama-quantize's names; many are mixtures."""
 SIDECAR_TYPES = (*TENSOR_TYPES, COPY)
-"""Types of inserted matrices; norms and heads stay F32."""
+"""Types of inserted matrices; norms and heads stay F32, and Q8_0 is a mixture (:func:`mixture_type`)."""
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """Types of a base that llama-quantize knows by a second name."""
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
@@ -69,7 +69,7 @@ class QuantizeOptions:
     output_tensor_type: str | None = None
     """Tensor type of the base's output projection, instead of the mixture's."""
     pure: bool = False
-    """Give every matrix of the base the type itself, instead of a mixture of types."""
+    """Give every matrix the type itself, instead of a mixture of types."""
     keep_split: bool = False
     """Write as many files as the base has; else one."""
 
@@ -359,7 +359,6 @@ class _Sidecar:
             "--otter-type": options.otter_type,
             "--imatrix": options.imatrix,
             "--output-tensor-type": options.output_tensor_type,
-            "--pure": options.pure,
             "--keep-split": options.keep_split,
         }
         for flag, value in flags.items():
@@ -392,16 +391,23 @@ class _Sidecar:
 
 
 def plan_inserted(file: _native.GgufFile, type: str, options: QuantizeOptions) -> tuple[PlannedTensor, ...]:
-    """The inserted tensors of a sidecar or merged file, matrices in ``type`` or the type that their rows fit."""
+    """The inserted tensors of a sidecar or merged file, in the types of ``type``'s mixture or those that rows fit."""
     tensors = []
     for tensor in file.tensors:
         if not is_inserted(tensor.name):
             continue
-        wanted = tensor.type if type == COPY or stays_float32(tensor.name) else type
+        wanted = _wanted_type(tensor, type, options)
         new_type = fitting_type(wanted, tensor.shape[0])
         tensors.append(PlannedTensor("inserted", tensor.name, tensor.shape, tensor.type, new_type, new_type != wanted))
     _check_requantization(file.path, tensors, options)
     return tuple(tensors)
+
+
+def _wanted_type(tensor: _native.TensorInfo, type: str, options: QuantizeOptions) -> str:
+    """Before it is known whether the rows fit."""
+    if type == COPY:
+        return tensor.type
+    return type if options.pure and not stays_float32(tensor.name) else mixture_type(tensor.name, type)
 
 
 def _requantized(
@@ -454,10 +460,8 @@ class _Merged:
             if options.type != COPY:
                 self._quantize_part(base, dataclasses.replace(options, otter_type=None))
             if options.otter_type:
-                threads, again = options.n_threads, options.allow_requantize
-                self._quantize_part(
-                    sidecar, QuantizeOptions(options.otter_type, n_threads=threads, allow_requantize=again)
-                )
+                kept = {name: getattr(options, name) for name in ("n_threads", "allow_requantize", "pure")}
+                self._quantize_part(sidecar, QuantizeOptions(options.otter_type, **kept))
             merge(base, sidecar, merged)
             hand_over(merged, temporary)
 

@@ -182,9 +182,21 @@ def test_a_sidecars_matrices_get_the_type(tmp_path: Path, type: str) -> None:
     with _native.GgufFile(str(quantizable.sidecar())) as old, _native.GgufFile(str(tmp_path / "s")) as new:
         assert read_insertion(new) == read_insertion(old)
         for tensor in plan.tensors:
-            assert tensor.new_type == ("F32" if "norm" in tensor.name or "cls." in tensor.name else type)
+            small, mixed = "norm" in tensor.name or "cls." in tensor.name, type == "Q8_0" and "ffn_down" in tensor.name
+            assert tensor.new_type == ("F32" if small else "F16" if mixed else type)
             values = np.frombuffer(old.tensor_data(tensor.name), np.float32).reshape(-1, tensor.shape[0])
             assert bytes(new.tensor_data(tensor.name)) == _native.quantize(values, tensor.new_type)
+
+
+def test_a_pure_q8_0_sidecar_is_no_mixture(tmp_path: Path) -> None:
+    plans = {pure: plan_quantization(quantizable.sidecar(), options("Q8_0", pure=pure)) for pure in (False, True)}
+    mixed, pure = ({tensor.name: tensor.new_type for tensor in plan.tensors} for plan in plans.values())
+    changed = {name for name in mixed if mixed[name] != pure[name]}
+    assert changed == {name for name in mixed if "ffn_down" in name}
+    assert set(pure.values()) == {"F32", "Q8_0"}
+    merged = quantize(quantizable.merged(), tmp_path / "m", options("COPY", otter_type="Q8_0", pure=True))
+    assert {tensor.name: tensor.new_type for tensor in merged.tensors if tensor.part == "inserted"} == pure
+    assert pure.items() <= types(tmp_path / "m").items()
 
 
 def test_a_sidecars_keys_stay(tmp_path: Path) -> None:
@@ -235,7 +247,7 @@ def test_a_value_too_large_is_named_and_nothing_is_written(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "flags",
-    [{"imatrix": "x"}, {"otter_type": "Q8_0"}, {"pure": True}, {"keep_split": True}, {"output_tensor_type": "F16"}],
+    [{"imatrix": "x"}, {"otter_type": "Q8_0"}, {"keep_split": True}, {"output_tensor_type": "F16"}],
 )
 def test_options_that_are_not_for_a_sidecar(tmp_path: Path, flags: dict[str, Any]) -> None:
     flag = "--" + next(iter(flags)).replace("_", "-")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--otter-type", metavar="TYPE", help="of a merged file's inserted part (default: as it is)")
     parser.add_argument("--imatrix", type=Path, metavar="FILE", help="importance matrix of the base (llama-imatrix)")
     parser.add_argument("--output-tensor-type", metavar="TYPE", help="of the base's output projection")
-    parser.add_argument("--pure", action="store_true", help="every matrix of the base in TYPE itself, no mixture")
+    parser.add_argument("--pure", action="store_true", help="every matrix in the type itself, no mixture")
     parser.add_argument("--keep-split", action="store_true", help="as many files as INPUT has; OUTPUT names the first")
     parser.add_argument(
         "--allow-requantize", action="store_true", help="accept weights that are in less than 8 bits already"

@@ -44,6 +44,7 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(tmp_path: Path, capsys: pytes
         ["base", "Q6_K"],
         ["inserted", "F32"],
         ["inserted", "Q8_0"],
+        ["inserted", "F16"],
     ]
     assert list(tmp_path.iterdir()) == []
     assert run(*arguments) == 0
