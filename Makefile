@@ -30,6 +30,12 @@ CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 # Python sources need no new install: the package is installed in editable mode.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 
+# llama.cpp's converter, from a build folder into the package of the work tree.
+define install-converter
+$(CMAKE) --install $(1) --component converter --prefix . >/dev/null
+echo '*' > otter_gguf/converters/llama_cpp/.gitignore
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow fuzz fuzz-validator soak asan lint native clean distclean
 
@@ -74,6 +80,7 @@ asan: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
 	$(CMAKE) -S . -B build/asan -G Ninja $(CMAKE_ARGS) -DPython_EXECUTABLE=$(NATIVE) -DCMAKE_BUILD_TYPE=Sanitize \
 	    '-DCMAKE_C_FLAGS=$(SANITIZE)' '-DCMAKE_CXX_FLAGS=$(SANITIZE)' -DCMAKE_MODULE_LINKER_FLAGS=-fsanitize=address,undefined
 	$(CMAKE) --build build/asan --target _native
+	$(call install-converter,build/asan)
 	$(NATIVE) -m tests.reliability.asan $(PYTEST)
 
 lint: $(VENV)/.test ## ruff and mypy --strict
@@ -85,8 +92,7 @@ native: $(if $(NATIVE_PYTHON),,$(VENV)/.tools)
 	$(CMAKE) -S . -B build/dev -G Ninja $(CMAKE_ARGS) -DPython_EXECUTABLE=$(NATIVE)
 	$(CMAKE) --build build/dev --target _native
 	$(CMAKE) --install build/dev --component native --prefix . >/dev/null
-	$(CMAKE) --install build/dev --component converter --prefix . >/dev/null
-	echo '*' > otter_gguf/converters/llama_cpp/.gitignore
+	$(call install-converter,build/dev)
 
 clean: ## remove builds and caches, keep the virtual environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache otter_gguf/converters/llama_cpp otter_gguf/_native*.so
