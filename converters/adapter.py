@@ -92,7 +92,7 @@ def convert_adapter(
         force: Replace an existing file.
 
     Raises:
-        FileError: The checkpoint is damaged, holds NaN, or ``target`` cannot be written.
+        FileError: The checkpoint or the base is damaged or holds NaN, or ``target`` cannot be written.
         MismatchError: The adapter was trained for a base of other sizes.
         UnsupportedError: Architecture or version unknown.
     """
@@ -120,6 +120,7 @@ def write_sidecar(
     differences = geometry_differences(config.base, base_geometry(base))
     if differences:
         raise MismatchError(f"{source.path}: made for another base than {base.path}: {'; '.join(differences)}")
+    _native.check_base(base.head)  # and the files beside it
     check_source(source, config)
     tensors = plan_tensors(source, config, outtype)
     quantized = any(tensor.type.startswith("Q") for tensor in tensors)

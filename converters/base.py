@@ -12,7 +12,7 @@ from pathlib import Path
 
 import otter_gguf.converters
 from otter_gguf import _native
-from otter_gguf.errors import ConfigError, EngineError, FileError, UnsupportedError
+from otter_gguf.errors import ConfigError, EngineError, FileError, OtterError, UnsupportedError
 from otter_gguf.gguf.atomic import atomic_path
 
 from .checkpoint import read_json
@@ -23,7 +23,7 @@ _SCRIPT = "convert_hf_to_gguf.py"
 _RUNNER = Path(__file__).with_name("_run_llama_cpp.py")
 _BAR = "Writing:"  # the title of the script's progress bar
 _KEPT_LINES = 40
-_NEEDED = ("torch", "transformers")
+_NEEDED = ("torch", "transformers", "safetensors")
 
 
 def convert_base(
@@ -39,9 +39,10 @@ def convert_base(
         force: Replace an existing file.
 
     Raises:
-        FileError: Not such a folder, only pickled weights, or ``target`` cannot be written.
+        FileError: Not such a folder, only pickled weights, damaged ones, or ``target`` cannot be written.
         UnsupportedError: torch or transformers are missing, or the folder brings code of its own.
-        EngineError: llama.cpp's converter failed; its last line is part of the message.
+        EngineError: llama.cpp's converter failed, its last line is part of the message; or its file is no model that
+            fits itself, as with a configuration of other sizes than the weights.
     """
     folder = Path(folder)
     if outtype not in OUTTYPES:
@@ -53,10 +54,11 @@ def convert_base(
         raise UnsupportedError(
             f"{folder}: converting a Hugging Face base needs {' and '.join(missing)}: pip install 'otter-gguf[train]'"
         )
+    _check_weights(folder)
     inputs = [path for path in folder.iterdir() if path.is_file()]
     with atomic_path(target, inputs=inputs, force=force) as temporary:
         _run([str(script), str(folder), "--outfile", str(temporary), "--outtype", outtype], folder, verbose)
-        _native.GgufFile(str(temporary)).close()
+        _check_finished(temporary, folder)
 
 
 def check_folder(folder: Path) -> None:
@@ -69,6 +71,27 @@ def check_folder(folder: Path) -> None:
             raise UnsupportedError(f"{path}: auto_map: a model that brings Python code of its own is not converted")
     if not (any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").is_file()):
         raise FileError(f"{folder}: no model*.safetensors; pickled weights (.bin, .pt) can run code and are not opened")
+
+
+def _check_weights(folder: Path) -> None:
+    """The script takes headers at their word; the reference implementation of the format does not."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise FileError(f"{path}: damaged: {error}") from None
+
+
+def _check_finished(written: Path, folder: Path) -> None:
+    try:
+        with _native.GgufFile(str(written)) as file:
+            _native.check_base(file)
+    except OtterError as error:
+        reason = str(error).removeprefix(f"{written}: ")
+        raise EngineError(f"{folder}: llama.cpp's converter made a file that cannot be loaded: {reason}") from None
 
 
 def find_script() -> Path:

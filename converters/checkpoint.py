@@ -44,6 +44,11 @@ class _Tensor:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def end(self) -> int:
+        """Where its data ends in the file."""
+        return self.offset + math.prod(self.shape) * _ITEM_SIZES[self.dtype]
+
 
 class SafetensorsFile:
     """One safetensors file."""
@@ -184,7 +189,9 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, _Tensor]:
     if not isinstance(header, dict):
         raise FileError(f"{path}: header is no JSON object")
     header.pop("__metadata__", None)
-    return {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_places(path, tensors, 8 + length, size)
+    return tensors
 
 
 def _tensor(path: Path, name: str, entry: Any, data_offset: int, size: int) -> _Tensor:
@@ -201,6 +208,16 @@ def _tensor(path: Path, name: str, entry: Any, data_offset: int, size: int) -> _
     if begin > end or end > size - data_offset or end - begin != math.prod(shape) * _ITEM_SIZES[dtype]:
         raise FileError(f"{path}: tensor {name}: bytes {begin} to {end} do not fit shape {list(shape)} or the file")
     return _Tensor(dtype, shape, data_offset + begin)
+
+
+def _check_places(path: Path, tensors: Mapping[str, _Tensor], place: int, size: int) -> None:
+    """The format wants each tensor where the one before ends, and the last to end with the file."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset != place:
+            raise FileError(f"{path}: tensor {name} begins at byte {tensor.offset}, expected {place}: gap or overlap")
+        place = tensor.end
+    if place != size:
+        raise FileError(f"{path}: {size} bytes, expected {place}: there are bytes behind the last tensor")
 
 
 def _to_float32(data: bytes, dtype: str) -> Float32:

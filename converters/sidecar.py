@@ -14,6 +14,7 @@ import numpy as np
 from otter_gguf import _native
 from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.atomic import atomic_folder, check_target
+from otter_gguf.gguf.checksums import check_checksums, has_checksums
 from otter_gguf.gguf.merge import split
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion
 from otter_gguf.gguf.writer import progress_bar
@@ -61,6 +62,8 @@ def convert_sidecar(sidecar: str | Path, folder: str | Path, *, force: bool = Fa
 def _write_adapter(file: _native.GgufFile, source: Path, folder: Path) -> InsertionConfig:
     """``source``: the file that the user gave."""
     insertion = validate_insertion(file)
+    if has_checksums(file):
+        check_checksums(file)
     types = {tensor.name: tensor.type for tensor in file.tensors}
     text = json.dumps(_adapter_record(file, source, insertion, types), indent=2) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")

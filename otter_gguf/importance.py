@@ -100,7 +100,10 @@ def _read_dat(path: str, file: BinaryIO) -> ImportanceMatrix:
     if reader.at_end():
         return ImportanceMatrix(path, values)
     n_chunks = reader.number("number of chunks")
-    return ImportanceMatrix(path, values, "" if reader.at_end() else reader.text(), n_chunks)
+    dataset = "" if reader.at_end() else reader.text()
+    if not reader.at_end():
+        raise FileError(f"{path}: no importance matrix, or a damaged one: {reader.left} bytes behind its end")
+    return ImportanceMatrix(path, values, dataset, n_chunks)
 
 
 def _entries(reader: _Reader, count: int) -> Iterator[tuple[str, Float32]]:

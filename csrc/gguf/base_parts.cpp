@@ -6,12 +6,16 @@ namespace otter {
 
 namespace {
 
-std::optional<uint32_t> get_u16(const gguf_file & file, const char * key) {
+template <typename T> std::optional<T> get(const gguf_file & file, const char * key, gguf_type type, const char * name) {
     const kv_entry * kv = file.find(key);
-    if (kv != nullptr && (kv->is_array || kv->type != GGUF_TYPE_UINT16)) {
-        file.fail_key(key, cat("has type ", kv->type_name(), ", expected u16"));
+    if (kv != nullptr && (kv->is_array || kv->type != type)) {
+        file.fail_key(key, cat("has type ", kv->type_name(), ", expected ", name));
     }
-    return kv != nullptr ? std::optional<uint32_t>(file.element<uint16_t>(*kv, 0)) : std::nullopt;
+    return kv != nullptr ? std::optional<T>(file.element<T>(*kv, 0)) : std::nullopt;
+}
+
+std::optional<uint32_t> get_u16(const gguf_file & file, const char * key) {
+    return get<uint16_t>(file, key, GGUF_TYPE_UINT16, "u16");
 }
 
 // "-00002-of-00003.gguf", counted from 1
@@ -43,7 +47,25 @@ base_parts::base_parts(const gguf_file & first) : files{ &first } {
         if (get_u16(part, "split.no").value_or(UINT16_MAX) != i) {
             part.fail_key("split.no", cat("is missing or not ", i, ", the number of this part"));
         }
+        if (get_u16(part, "split.count").value_or(count) != count) {
+            part.fail_key("split.count", cat("is not ", count, ", the number of parts that ", path, " names"));
+        }
         files.push_back(&part);
+    }
+    check_number_of_tensors();
+}
+
+// What each part says of the tensors in all of them; only llama.cpp's loader needs it to be there.
+void base_parts::check_number_of_tensors() const {
+    size_t n_tensors = 0;
+    for (const gguf_file * file : files) {
+        n_tensors += file->tensors().size();
+    }
+    for (const gguf_file * file : files) {
+        const auto said = get<int32_t>(*file, "split.tensors.count", GGUF_TYPE_INT32, "i32");
+        if (said && static_cast<int64_t>(*said) != static_cast<int64_t>(n_tensors)) {
+            file->fail_key("split.tensors.count", cat("is ", *said, ", but its parts hold ", n_tensors, " tensors"));
+        }
     }
 }
 

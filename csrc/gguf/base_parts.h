@@ -19,6 +19,8 @@ public:
     const tensor_entry * find_tensor(std::string_view name) const; // nullptr if absent
 
 private:
+    void check_number_of_tensors() const;
+
     std::vector<std::unique_ptr<const gguf_file>> opened;
     std::vector<const gguf_file *>                files;
 };

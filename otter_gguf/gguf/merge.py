@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from ..errors import FileError, UnsupportedError
 from . import encoding, keys
 from .atomic import atomic_path
 from .base import BaseFiles, is_inserted
+from .checksums import check_checksums, has_checksums
 from .encoding import padding
 from .sidecar import is_merged, is_sidecar, validate_for, validate_insertion
 from .writer import progress_bar
@@ -47,15 +49,17 @@ def split(merged: str | Path, base: str | Path | None, sidecar: str | Path | Non
     Raises:
         FileError: The file is damaged, no merged file, or a part is not what was merged (by its sha256).
     """
-    with _native.GgufFile(str(merged)) as file:
+    with _native.GgufFile(str(merged)) as file, ExitStack() as stack:
         parts = MergedParts(file)
         for target, chunks, digest in (
             (base, parts.base, parts.base_sha256),
             (sidecar, parts.sidecar, parts.sidecar_sha256),
         ):
-            if target is not None:
-                with atomic_path(target, inputs=(merged,), force=force) as temporary:
-                    _write_part(temporary, chunks(), digest, f"{merged}: damaged: {target}")
+            if target is not None:  # no part gets its name before both are right
+                temporary = stack.enter_context(atomic_path(target, inputs=(merged,), force=force))
+                _write_part(temporary, chunks(), digest, f"{merged}: damaged: {target}")
+        if has_checksums(file):  # keys that both parts leave out or have in a header of their own
+            check_checksums(file)
 
 
 # ---- merging ---------------------------------------------------------------------------------------------------
@@ -72,10 +76,12 @@ def _check_parts(base: BaseFiles, sidecar: _native.GgufFile) -> None:
     own += [tensor.name for tensor in base.head.tensors if is_inserted(tensor.name)]
     if own:
         raise UnsupportedError(f"{base.path}: {own[0]} is a name of otter-gguf, which a base must not have")
-    if base.head.size > data_end(base.head):
-        raise FileError(f"{base.path}: {_CANNOT_RETURN} (bytes after the last tensor); {_ADVICE}")
     if not is_sidecar(sidecar):
         raise FileError(f"{sidecar.path}: no Otter sidecar (key {keys.ADAPTER_TYPE} is not 'otter')")
+    for file in (base.head, sidecar):
+        if file.size > data_end(file):
+            raise FileError(f"{file.path}: {_CANNOT_RETURN} (bytes after the last tensor); {_ADVICE}")
+    _native.check_base(base.head)
     validate_for(base, sidecar)
 
 
@@ -224,8 +230,20 @@ class MergedParts:
         last_tensors = [tensor.name for tensor in file.tensors[len(file.tensors) - len(self.own_tensors) :]]
         if last_keys != self.own_keys or last_tensors != [tensor.name for tensor in self.own_tensors]:
             raise FileError(f"{file.path}: the inserted part does not stand behind the base's; was the file rewritten?")
-        if not 0 < self.base_size <= file.size or not len(self.sidecar_header) <= self.sidecar_size <= file.size:
-            raise FileError(f"{file.path}: keys otter.merged.*: a part is larger than the file")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Each part has the bytes that the file holds of it; the padding of its last tensor may have been left out."""
+        file, own = self.file, self.own_tensors
+        header = sum(map(len, self._base_header()))
+        base_end = header + padding(header, file.alignment) + own[0].offset - file.data_offset
+        sidecar_end = len(self.sidecar_header) + sum(t.n_bytes + padding(t.n_bytes) for t in own)
+        for key, size, least, most in (
+            (keys.MERGED_BASE_SIZE, self.base_size, base_end - file.alignment + 1, base_end),
+            (keys.MERGED_SIDECAR_SIZE, self.sidecar_size, sidecar_end - padding(own[-1].n_bytes), sidecar_end),
+        ):
+            if not least <= size <= most:
+                raise FileError(f"{file.path}: key {key.name} is {size}, but the file holds {most} bytes of that part")
 
 
 def _write_part(temporary: Path, chunks: Iterator[bytes | memoryview], digest: str, complaint: str) -> None:

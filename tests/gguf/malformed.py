@@ -442,25 +442,32 @@ UNSUPPORTED_SIDECARS: dict[str, tuple[Build, str]] = {
     "unknown kind of head": (sidecar_key("otter.head.reward.kind", "str", "code"), "is of kind 'code'"),
 }
 
+def other_header() -> Gguf:
+    file = good("merged")
+    old = dict(file.kvs)["otter.merged.sidecar_header"]
+    return file.put("otter.merged.sidecar_header", Value(old.tag, old.payload[:12] + bytes(len(old.payload) - 12)))
+
+
 MERGED: dict[str, tuple[Build, str]] = {
     "no size of the sidecar": (no_sidecar_key("otter.merged.sidecar_size", "merged"), "sidecar_size is missing"),
     "size as u32": (sidecar_key("otter.merged.base_size", "u32", 1, "merged"), "base_size is u32, expected u64"),
-    "a base of 0 bytes": (sidecar_key("otter.merged.base_size", "u64", 0, "merged"), "a part is larger than the file"),
+    "a base of 0 bytes": (sidecar_key("otter.merged.base_size", "u64", 0, "merged"), "of that part"),
     "a base of 2^64-1 bytes": (
         sidecar_key("otter.merged.base_size", "u64", 2**64 - 1, "merged"),
-        "a part is larger than the file",
+        "of that part",
     ),
     "a sidecar of 2^63 bytes": (
         sidecar_key("otter.merged.sidecar_size", "u64", 2**63, "merged"),
-        "a part is larger than the file",
+        "of that part",
     ),
     "a sidecar shorter than its header": (
         sidecar_key("otter.merged.sidecar_size", "u64", 1, "merged"),
-        "a part is larger than the file",
+        "of that part",
     ),
-    "another header": (
+    "another header": (other_header, "the sidecar in it differ"),
+    "a header of another size": (
         sidecar_key("otter.merged.sidecar_header", "arr[u8]", [0] * 64, "merged"),
-        "the sidecar in it differ",
+        "of that part",
     ),
     "another sha256": (sidecar_key("otter.merged.base_sha256", "str", "0" * 64, "merged"), "the base in it differ"),
     "written in another order": (moved_key("otter.width"), "does not stand behind the base's"),

@@ -58,8 +58,8 @@ def test_one_part_alone(tmp_path: Path, sidecar: Path, merged: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("alignment", [8, 32, 64, 4096])
-def test_every_alignment_of_a_base(tmp_path: Path, alignment: int) -> None:
+def write_aligned(tmp_path: Path, alignment: int) -> Path:
+    """The base, by the reference writer."""
     base = tmp_path / "aligned.gguf"
     writer = gguf.GGUFWriter(base, "llama")
     writer.add_custom_alignment(alignment)
@@ -78,6 +78,22 @@ def test_every_alignment_of_a_base(tmp_path: Path, alignment: int) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return base
+
+
+def test_an_alignment_that_llama_cpp_does_not_load_is_refused(tmp_path: Path, sidecar: Path) -> None:
+    base = write_aligned(tmp_path, 8)
+    with pytest.raises(UnsupportedError, match=r"aligned\.gguf: key 'general\.alignment' is 8"):
+        merge(base, sidecar, tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedError, match=r"aligned\.gguf: key 'general\.alignment' is 8"):
+        write_sidecar(tmp_path / "s.gguf", base)
+    assert not (tmp_path / "m.gguf").exists()
+    assert not (tmp_path / "s.gguf").exists()
+
+
+@pytest.mark.parametrize("alignment", [32, 64, 4096])
+def test_every_alignment_of_a_base(tmp_path: Path, alignment: int) -> None:
+    base = write_aligned(tmp_path, alignment)
     sidecar = write_sidecar(tmp_path / "s.gguf", base)
     merge(base, sidecar, tmp_path / "m.gguf")
     split(tmp_path / "m.gguf", tmp_path / "b", tmp_path / "s2")

@@ -278,6 +278,7 @@ def split_base(source: Path, n_shards: int, split_count: int | None = None) -> P
             entries = [KeyValue(key, file.key_type(key), file.value(key)) for key in file.keys] if number == 0 else []
             entries.append(KeyValue("split.no", "u16", number))
             entries.append(KeyValue("split.count", "u16", split_count or n_shards))
+            entries.append(KeyValue("split.tensors.count", "i32", len(file.tensors)))
             plans = [copied_tensor(file, tensor) for tensor in file.tensors[number::n_shards]]
             write_gguf(source.with_name(f"part-{number + 1:05d}-of-{n_shards:05d}.gguf"), entries, plans)
     return source.with_name(f"part-00001-of-{n_shards:05d}.gguf")

@@ -87,7 +87,8 @@ class Decision(NamedTuple):
     short: bool = False
     """Of a write only the first half is written."""
     signal: int = 0
-    """Sent to the child: SIGKILL instead of the operation (after its first half if ``short``), others after it."""
+    """Sent to the child: SIGKILL instead of the operation (after its first half if ``short``), others after it.
+    SIGKILL also goes to the process whose operation it is."""
 
 
 LET_THROUGH = Decision()
@@ -223,6 +224,8 @@ class _Supervisor:
         self.pid, self.root, self.decide = pid, str(root), decide
         self.names = {number: name for name, number in _MACHINES[platform.machine()][1].items()}
         self.outcome = Outcome()
+        self.seen: set[int] = set()
+        """Whoever asked: the child, and threads and processes that it started."""
         self.begin = time.monotonic()
 
     def supervise(
@@ -241,6 +244,9 @@ class _Supervisor:
         finally:
             os.close(listener)
         _, status = os.waitpid(self.pid, 0)
+        for pid in () if self.outcome.timed_out else self.seen:  # the filter goes before the files that are locked
+            while _is_running(pid) and time.monotonic() < self.begin + timeout:
+                time.sleep(0.002)
         self.outcome.code = os.waitstatus_to_exitcode(status)
         self.outcome.seconds = time.monotonic() - self.begin
         self.outcome.output = os.pread(output, 1 << 20, 0).decode(errors="replace")
@@ -278,6 +284,7 @@ class _Supervisor:
         except OSError:  # killed meanwhile
             return
         key, pid, _, number, _, _, *arguments = _NOTICE.unpack(notice)
+        self.seen.add(pid)
         decision, value = LET_THROUGH, 0
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             operation = self._operation(self.names[number], pid, arguments)
@@ -288,6 +295,8 @@ class _Supervisor:
                     value = _write_half(pid, self.names[number], arguments)
         if decision.signal == signal.SIGKILL:
             self._signal(decision.signal)
+            with contextlib.suppress(ProcessLookupError):  # where it is a process that the child started: that one too
+                os.kill(pid, decision.signal)
             return
         through = not decision.errno and not value
         with contextlib.suppress(FileNotFoundError):
@@ -311,6 +320,14 @@ class _Supervisor:
         if not path.startswith(self.root) or (kind == "close" and not _is_written(pid, arguments[0])):
             return None
         return Operation(kind, Path(path), Path(to) if to else None)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process that is nobody's child here has not ended; one that nobody has waited for has no files."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _memory(pid: int, address: int, size: int) -> bytes:

@@ -10,11 +10,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from otter_gguf.cli.main import main
+
+from .warm import import_converter, warm_converter
 
 Arguments = Callable[[Path, Path], list[object]]
 
@@ -108,6 +110,7 @@ def _hf_base(folder: Path) -> None:
     from tests.converters.toy_hf import write_hf_model
 
     write_hf_model(folder / "base")
+    import_converter()
 
 
 def _trainable(folder: Path) -> None:
@@ -226,6 +229,23 @@ def _quantize(kind: str, source: str, targets: str = "out.gguf", *flags: str, **
     return _verb(f"quantize {kind}", more.pop("prepare", _files), targets, arguments, **more)
 
 
+def _convert_base(kind: str, outtype: str) -> Writer:
+    def arguments(inputs: Path, out: Path) -> list[object]:
+        return [inputs / "base", "--outtype", outtype, "-o", out / "out.gguf"]
+
+    return _verb(f"convert {kind}", _hf_base, "out.gguf", arguments, slow=True)
+
+
+def _warm(writer: Writer) -> Writer:
+    """llama.cpp's converter starts warm."""
+
+    def run(inputs: Path, out: Path) -> int:
+        with warm_converter():
+            return writer.run(inputs, out)
+
+    return replace(writer, run=run)
+
+
 _ALL = (
     _verb("merge", _files, "out.gguf", lambda i, o: [i / "base.gguf", i / "otter.gguf", "-o", o / "out.gguf"]),
     _verb(
@@ -258,7 +278,9 @@ _ALL = (
         lambda i, o: [i / "merged.gguf", "--to-adapter", "-o", o / "adapter"],
         old=_old_adapter,
     ),
-    _verb("convert base", _hf_base, "out.gguf", lambda i, o: [i / "base", "-o", o / "out.gguf"], slow=True),
+    _warm(_convert_base("base", "auto")),
+    _warm(_convert_base("base q8_0", "q8_0")),
+    _convert_base("base, cold", "auto"),
     _verb(
         "run",
         _runnable,
