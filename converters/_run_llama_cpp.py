@@ -1,4 +1,6 @@
-"""Runs llama.cpp's converter as a program: ``_run_llama_cpp.py SCRIPT FOLDER [OPTION ...]``.
+"""Runs llama.cpp's converter as a program: ``_run_llama_cpp.py PARENT SCRIPT FOLDER [OPTION ...]``.
+
+``PARENT`` is the process that waits for it; on Linux the converter ends with it, for nobody else would take its file.
 
 The script reads configurations through transformers, whose version 5 has renamed keys that the script still asks for,
 and fills one in that the script takes at its word. What it means to read is put there.
@@ -6,8 +8,11 @@ and fills one in that the script takes at its word. What it means to read is put
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +25,8 @@ def _falcon_keys(config: dict[str, Any]) -> dict[str, Any]:
     return {"num_kv_heads": 1} if shared else {}
 
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 # By model type: the keys that the script reads, with the values that transformers 5 has elsewhere.
 _KEYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "falcon": _falcon_keys,
@@ -28,9 +35,18 @@ _KEYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+def end_with(parent: int) -> None:
+    """Be killed when the parent ends, in whatever way; at once, if it has."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the process that started the converter has ended")
+
+
 def main(script: Path) -> None:
     """Replaces this program's arguments and import path by the script's, and runs it."""
-    sys.argv = sys.argv[1:]
+    sys.argv = sys.argv[2:]
     # The folder of this file holds modules with common names; the script's holds its own.
     sys.path[0] = str(script.parent)
     base: Any = importlib.import_module("conversion.base")
@@ -47,4 +63,5 @@ def main(script: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    end_with(int(sys.argv[1]))
+    main(Path(sys.argv[2]))

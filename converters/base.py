@@ -111,7 +111,7 @@ def find_script() -> Path:
 def _run(command: list[str], folder: Path, verbose: bool) -> None:
     """Run the script; its progress bar goes to our stderr, its log only if asked for."""
     process = subprocess.Popen(
-        [sys.executable, str(_RUNNER), *command],
+        [sys.executable, str(_RUNNER), str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

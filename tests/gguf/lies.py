@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +141,7 @@ def _value_end(raw: bytes, at: int, tag: int) -> int:
     element, count = struct.unpack_from("<IQ", raw, at)
     at += 12
     if element != _STRING:
-        return at + count * struct.calcsize(_FORMATS[element])
+        return at + int(count) * struct.calcsize(_FORMATS[element])
     for _ in range(count):
         _, at = _text(raw, at)
     return at
@@ -150,7 +150,7 @@ def _value_end(raw: bytes, at: int, tag: int) -> int:
 # ---- GGUF: numbers of the configuration ------------------------------------------------------------------------
 
 
-def number_lies(good: Gguf, numbers: dict[str, tuple[int, ...]]) -> Lies:
+def number_lies(good: Gguf, numbers: Mapping[str, tuple[int, ...]]) -> Lies:
     """Another number than the tensors have, by key: one value, or of a list its first one."""
     for key, others in numbers.items():
         old = next(value for name, value in good.kvs if name == key)
@@ -194,8 +194,8 @@ def safetensors_lies(good: bytes) -> Lies:
     header, data = _safetensors(good)
     names = [name for name in header if name != "__metadata__"]
     for name in (names[0], names[len(names) // 2], names[-1]):
-        for claim in _entry_lies(header[name], len(data)):
-            yield f"{name} {claim}", _pack(header | {name: header[name] | claim}, data)
+        for entry in _entry_lies(header[name], len(data)):
+            yield f"{name} {entry}", _pack(header | {name: header[name] | entry}, data)
     yield "two tensors in one place", _pack(header | {names[1]: header[names[0]]}, data)
     yield "a tensor left out", _pack({name: header[name] for name in names[:-1]}, data)
     yield "one more tensor in the same bytes", _pack(header | {"x": header[names[0]]}, data)
@@ -284,4 +284,4 @@ def dat_fits(raw: bytes) -> bool:
         (length,) = struct.unpack_from("<i", raw, at + 4)
     except struct.error:
         return False
-    return length >= 0 and at + 8 + length == len(raw)
+    return bool(length >= 0 and at + 8 + length == len(raw))

@@ -442,6 +442,7 @@ UNSUPPORTED_SIDECARS: dict[str, tuple[Build, str]] = {
     "unknown kind of head": (sidecar_key("otter.head.reward.kind", "str", "code"), "is of kind 'code'"),
 }
 
+
 def other_header() -> Gguf:
     file = good("merged")
     old = dict(file.kvs)["otter.merged.sidecar_header"]

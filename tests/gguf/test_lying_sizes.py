@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -247,9 +246,7 @@ def problem(arguments: list[object], folder: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("kind", BY_FILE)
-def test_a_lie_is_refused(
-    kind: Kind, good: Path, tmp_path: Path, out: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lie_is_refused(kind: Kind, good: Path, tmp_path: Path, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = copied(kind, good, tmp_path)
     found = []
     for what, mutant in made(kind, good):
@@ -295,7 +292,8 @@ def test_there_are_two_hundred_lies(good: Path) -> None:
 def test_a_configuration_that_lies_is_refused(
     entry: str, value: int, tmp_path: Path, out: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_hf_model(tmp_path / "hf", **{entry: value})
+    changes: dict[str, Any] = {entry: value}
+    folder = write_hf_model(tmp_path / "hf", **changes)
     assert problem(["convert", folder, "-o", out / "out.gguf"], tmp_path, capfd) is None
 
 

@@ -6,9 +6,12 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from . import watch
 from .watch import LET_THROUGH, Decision, Operation, Outcome
@@ -108,6 +111,7 @@ class Stage:
 @contextlib.contextmanager
 def stage(writer: Writer) -> Iterator[Stage]:
     """A writer with inputs in a temporary folder; it has run once over old targets, and once without."""
+    tqdm.set_lock(threading.RLock())  # its own is shared by all forks: one that is killed with it would stop the rest
     with tempfile.TemporaryDirectory(
         prefix="otter-gguf-reliability-", dir=_MEMORY if _MEMORY.is_dir() else None
     ) as name:

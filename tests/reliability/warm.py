@@ -73,7 +73,7 @@ def _run(command: Sequence[str], stderr: int, env: Mapping[str, str]) -> NoRetur
         nowhere = os.open(os.devnull, os.O_RDWR)
         for source, target in ((nowhere, 0), (nowhere, 1), (stderr, 2)):
             os.dup2(source, target)
-        sys.stdout, sys.stderr = (open(target, "w", buffering=1, closefd=False) for target in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(target, "w", buffering=1, closefd=False) for target in (1, 2))
         os.environ.update(env)
         sys.argv = list(command)
         sys.path.insert(0, os.path.dirname(command[0]))

@@ -63,7 +63,7 @@ _RECV, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _NOTICE = struct.Struct("=QIIiIQ6Q")
 _REPLY = struct.Struct("=QqiI")
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PATH_MAX = 4096
 
@@ -138,6 +138,7 @@ def run(
     ours, theirs = socket.socketpair()
     output = os.memfd_create("output")
     sys.stdout.flush()
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a killed child leaves behind is ours to wait for
     pid = os.fork()
     if pid == 0:
         _child(action, theirs, output)
@@ -145,6 +146,7 @@ def run(
     try:
         return _Supervisor(pid, root, decide).supervise(ours, output, signal_at, timeout)
     finally:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         ours.close()
         os.close(output)
 
@@ -158,6 +160,7 @@ def _child(action: Callable[[], int], channel: socket.socket, output: int) -> No
             raise KeyboardInterrupt
 
     try:
+        os.setpgid(0, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (
@@ -224,8 +227,6 @@ class _Supervisor:
         self.pid, self.root, self.decide = pid, str(root), decide
         self.names = {number: name for name, number in _MACHINES[platform.machine()][1].items()}
         self.outcome = Outcome()
-        self.seen: set[int] = set()
-        """Whoever asked: the child, and threads and processes that it started."""
         self.begin = time.monotonic()
 
     def supervise(
@@ -244,9 +245,7 @@ class _Supervisor:
         finally:
             os.close(listener)
         _, status = os.waitpid(self.pid, 0)
-        for pid in () if self.outcome.timed_out else self.seen:  # the filter goes before the files that are locked
-            while _is_running(pid) and time.monotonic() < self.begin + timeout:
-                time.sleep(0.002)
+        self._wait_for_orphans()
         self.outcome.code = os.waitstatus_to_exitcode(status)
         self.outcome.seconds = time.monotonic() - self.begin
         self.outcome.output = os.pread(output, 1 << 20, 0).decode(errors="replace")
@@ -273,6 +272,14 @@ class _Supervisor:
                 self._signal(signal.SIGKILL)
                 deadline += 5
 
+    def _wait_for_orphans(self) -> None:
+        """Processes that it started: the kernel takes the filter from one that ends before it closes its files."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            if self.outcome.timed_out:
+                os.killpg(self.pid, signal.SIGKILL)
+            while True:
+                os.waitpid(-self.pid, 0)
+
     def _signal(self, number: int) -> None:
         self.outcome.signalled = time.monotonic() - self.begin
         os.kill(self.pid, number)
@@ -284,7 +291,6 @@ class _Supervisor:
         except OSError:  # killed meanwhile
             return
         key, pid, _, number, _, _, *arguments = _NOTICE.unpack(notice)
-        self.seen.add(pid)
         decision, value = LET_THROUGH, 0
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             operation = self._operation(self.names[number], pid, arguments)
@@ -320,14 +326,6 @@ class _Supervisor:
         if not path.startswith(self.root) or (kind == "close" and not _is_written(pid, arguments[0])):
             return None
         return Operation(kind, Path(path), Path(to) if to else None)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process that is nobody's child here has not ended; one that nobody has waited for has no files."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def _memory(pid: int, address: int, size: int) -> bytes:
