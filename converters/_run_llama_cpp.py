@@ -3,7 +3,8 @@
 ``PARENT`` is the process that waits for it; on Linux the converter ends with it, for nobody else would take its file.
 
 The script reads configurations through transformers, whose version 5 has renamed keys that the script still asks for,
-and fills one in that the script takes at its word. What it means to read is put there.
+and fills one in that the script takes at its word. What it means to read is put there. It would also take some writes
+that failed for done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def _falcon_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +45,18 @@ def end_with(parent: int) -> None:
         sys.exit("the process that started the converter has ended")
 
 
+def report_failed_writes() -> None:
+    """Write tensors through Python's file: numpy's ``tofile`` says nothing of an error in the last part of an array."""
+    numpy: Any = importlib.import_module("numpy")
+    tensor_class: Any = importlib.import_module("gguf.lazy").LazyNumpyTensor
+
+    def tofile(tensor: Any, file: BinaryIO) -> None:
+        array = numpy.ascontiguousarray(tensor_class.to_eager(tensor))
+        file.write(array.reshape(-1).view(numpy.uint8))
+
+    tensor_class.tofile = tofile
+
+
 def main(script: Path) -> None:
     """Replaces this program's arguments and import path by the script's, and runs it."""
     sys.argv = sys.argv[2:]
@@ -59,6 +72,7 @@ def main(script: Path) -> None:
         return config
 
     base.ModelBase.load_hparams = staticmethod(load_hparams)
+    report_failed_writes()
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -286,7 +286,6 @@ def test_there_are_two_hundred_lies(good: Path) -> None:
         ("num_attention_heads", 8),
         ("num_key_value_heads", 4),
         ("intermediate_size", 192),
-        ("vocab_size", 320),
     ],
 )
 def test_a_configuration_that_lies_is_refused(
