@@ -47,11 +47,14 @@ class _Fork:
         assert not options["close_fds"]
         reading, writing = os.pipe()
         self.returncode: int | None = None
+        # Not in the fork's own callbacks, which would swallow it; Popen has none.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reading)
             _run(command[1:], writing, env)
         os.close(writing)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self.stderr = open(reading, errors=options["errors"])  # noqa: SIM115 (closed by its reader)
 
     def wait(self) -> int:
