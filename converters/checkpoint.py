@@ -212,7 +212,7 @@ def _tensor(path: Path, name: str, entry: Any, data_offset: int, size: int) -> _
 
 def _check_places(path: Path, tensors: Mapping[str, _Tensor], place: int, size: int) -> None:
     """The format wants each tensor where the one before ends, and the last to end with the file."""
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].end)):
         if tensor.offset != place:
             raise FileError(f"{path}: tensor {name} begins at byte {tensor.offset}, expected {place}: gap or overlap")
         place = tensor.end
