@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -123,8 +122,13 @@ def measure_convert_memory(folder: Path) -> float:
     write_adapter(folder / "adapter", config_1b())
     target = folder / "converted.otter.gguf"
     command = ["convert", str(folder / "adapter"), "--base", str(folder / "base.gguf"), "-o", str(target)]
-    subprocess.run([sys.executable, "-m", "otter_gguf.cli.main", *command], check=True, capture_output=True)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    program = (
+        "import sys; from otter_gguf.cli.main import main; main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *command], check=True, capture_output=True, text=True)
+    # Not getrusage: Linux counts what the parent had resident when it forked.
+    match = re.search(r"VmHWM:\s+(\d+) kB", done.stdout)
+    return int(match[1]) / 1024 if match else 0.0
 
 
 def write_adapter(folder: Path, config: InsertionConfig) -> None:

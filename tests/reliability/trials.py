@@ -103,8 +103,8 @@ class _Fault:
         self.decision = Decision(errno=number) if number else Decision(short=True)
         self.seen, self.done = 0, False
         self.what = ""
-        self.renamed: set[Path] = set()
-        """Targets that have their new name already."""
+        self.renamed: list[Path] = []
+        """New names that were given before it."""
 
     def __call__(self, operation: Operation) -> Decision:
         if operation.kind not in FAULTY:
@@ -117,21 +117,31 @@ class _Fault:
             self.done = True
             return self.decision
         if operation.kind == "rename" and operation.to and not self.done:
-            self.renamed.add(operation.to)
+            self.renamed.append(operation.to)
         return LET_THROUGH
 
 
 def _after_fault(stage: Stage, outcome: Outcome, fault: _Fault) -> Iterable[str | None]:
-    """A typed error on one line, old targets as they were, nothing else; or no error, and all is new."""
+    """A typed error on one line and nothing else than targets as they were; or no error, and all is new.
+
+    A target is done behind its last new name: what fails there is an error too.
+    """
     if outcome.code == 0:
         yield stage.problem(complete=True)
     elif outcome.code != 2 or "Traceback" in outcome.output or outcome.output.count("otter-gguf: ") != 1:
         yield f"ends with {outcome.code}: {outcome.output[-500:]}"
     else:
-        after = {target for target in stage.writer.targets if stage.out / target in fault.renamed}
-        yield stage.problem(old=set(stage.writer.targets) - after)
+        clean = [operation.to for operation in stage.clean.operations if operation.kind == "rename" and operation.to]
+        places = {target: stage.out / target for target in stage.writer.targets}
+        done = {target for target, path in places.items() if 0 < _into(clean, path) == _into(fault.renamed, path)}
+        yield stage.problem(old=set(stage.writer.targets) - done)
     if left := stage.leftovers():
         yield f"leaves {', '.join(left)}"
+
+
+def _into(renamed: Iterable[Path], target: Path) -> int:
+    """How many of the new names are the target's or in its folder."""
+    return sum(path == target or target in path.parents for path in renamed)
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------
