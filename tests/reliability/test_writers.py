@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -87,3 +88,29 @@ def test_a_child_that_does_not_end_is_killed(tmp_path: Path) -> None:
     outcome = watch.run(hang, tmp_path, timeout=1)
     assert outcome.timed_out
     assert outcome.code == -signal.SIGKILL
+
+
+def test_a_process_that_outlives_the_child_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MAX_ORPHAN_SECONDS", 0.5)
+
+    def leave_one() -> int:
+        if os.fork() == 0:
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            time.sleep(60)
+        return 0
+
+    assert watch.run(leave_one, tmp_path, timeout=1).timed_out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_process_that_ends_soon_after_the_child_is_waited_for(tmp_path: Path) -> None:
+    def leave_one() -> int:
+        if os.fork() == 0:
+            time.sleep(0.3)
+            (tmp_path / "late").write_text("written")
+            os._exit(0)
+        return 0
+
+    assert not watch.run(leave_one, tmp_path, timeout=20).timed_out
+    assert (tmp_path / "late").read_text() == "written"

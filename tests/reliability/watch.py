@@ -67,6 +67,9 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PATH_MAX = 4096
 
+MAX_ORPHAN_SECONDS = 30.0
+"""What the child started may outlive it by this."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -107,6 +110,7 @@ class Outcome:
     """Seconds from the start at which a signal was sent."""
     operations: list[Operation] = field(default_factory=list)
     timed_out: bool = False
+    """It was killed after the time that it was given, or what it started was."""
 
 
 def unavailable() -> str | None:
@@ -274,11 +278,14 @@ class _Supervisor:
 
     def _wait_for_orphans(self) -> None:
         """Processes that it started: the kernel takes the filter from one that ends before it closes its files."""
+        deadline = time.monotonic() + MAX_ORPHAN_SECONDS
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            if self.outcome.timed_out:
-                os.killpg(self.pid, signal.SIGKILL)
             while True:
-                os.waitpid(-self.pid, 0)
+                found, _ = os.waitpid(-self.pid, os.WNOHANG)
+                self.outcome.timed_out |= time.monotonic() >= deadline
+                if found == 0 and self.outcome.timed_out:
+                    os.killpg(self.pid, signal.SIGKILL)
+                time.sleep(0 if found else 0.001)
 
     def _signal(self, number: int) -> None:
         self.outcome.signalled = time.monotonic() - self.begin
