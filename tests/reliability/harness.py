@@ -103,9 +103,13 @@ class Stage:
                 return f"{target} is not complete"
             if target in old and not is_old:
                 return f"{target} is not the old one any more"
-            if not (is_old or is_new or (found is None and self.writer.gaps)):
+            if not (is_old or is_new or (found is None and self.writer.gaps) or self._is_part(target, found)):
                 return f"{target} is {'gone' if found is None else 'neither old nor new'}"
         return None
+
+    def _is_part(self, target: str, found: str | None) -> bool:
+        damaged = found is None or found.startswith("damaged")
+        return not damaged and self.writer.is_part(self.out / target)
 
 
 @contextlib.contextmanager

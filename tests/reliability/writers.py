@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from otter_gguf.cli.main import main
+from otter_gguf.evaluation.store import Generation
 
 from .warm import import_converter, warm_converter
 
@@ -44,6 +45,8 @@ class Writer:
     """Puts old folders in place; old files are made by the harness."""
     identity: Callable[[Path], str | None] = field(default=_by_content)
     """What is equal for two complete targets: less than their bytes where these hold timings."""
+    is_part: Callable[[Path], bool] = lambda path: False
+    """Whether a target is whole with less in it, where a writer keeps what it had when it was interrupted."""
     scratch: int = 0
     """Temporary names besides one a target: 1 where parts are made in a folder of their own."""
     gaps: bool = False
@@ -216,6 +219,14 @@ def _readable(path: Path) -> str:
     return str([sorted(json.loads(line)) for line in lines] if path.suffix == ".jsonl" else len(lines))
 
 
+def _texts_so_far(path: Path) -> bool:
+    """Ctrl-C keeps the texts of an evaluation, for the next run goes on with them."""
+    if path.name != "texts.jsonl":
+        return False
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    return bool(header) and all(Generation(**row).text for row in rows)
+
+
 _RUN = ("-p", "The otter", "-n", 3, "-t", 1, "-c", 64, "--temp", 0, "-w", 1)
 _EVAL = ("--policy", "args:weight=1,n_candidates=2", "-n", 2, "--seeds", 1, "-t", 1, "-c", 64)
 _TRAIN = ("--max-steps", 2, "--save-steps", 1, "--cpu", "--threads", 1, "--batch-size", 2)
@@ -298,6 +309,7 @@ _ALL = (
             *("-m", i / "base.gguf", "--otter", i / "otter.gguf", *_EVAL, "--prompts", i / "prompts.txt", "-o", o)
         ],
         identity=_readable,
+        is_part=_texts_so_far,
         slow=True,
     ),
     Writer("demo plot", ("demo.png",), lambda inputs: None, _plot, slow=True),
