@@ -78,9 +78,10 @@ def test_a_base_of_the_same_sizes_differs_by_its_norms(tmp_path: Path) -> None:
     assert fingerprint_of(other) != fingerprint_of(write_base(tmp_path / "base"))
 
 
-def test_one_norm_weight_is_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_one_norm_weight_is_enough(tmp_path: Path, place: int) -> None:
     tensors = base_tensors()
-    tensors["model.norm.weight"][5] = np.nextafter(tensors["model.norm.weight"][5], np.float32(2))
+    tensors["model.norm.weight"][place] = np.nextafter(tensors["model.norm.weight"][place], np.float32(2))
     assert fingerprint_of(write_base(tmp_path / "other", tensors=tensors)) != fingerprint_of(write_base(tmp_path / "a"))
 
 
