@@ -113,7 +113,12 @@ def score_memory(folder: Path) -> dict[str, float]:
 
 def anonymous_memory() -> float:
     """Resident anonymous memory of this process in MiB: without mapped weights."""
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return mib_of("RssAnon", Path("/proc/self/status").read_text())
+
+
+def mib_of(entry: str, status: str) -> float:
+    """An entry of a process's status in MiB; 0 where there is none."""
+    match = re.search(rf"{entry}:\s+(\d+) kB", status)
     return int(match[1]) / 1024 if match else 0.0
 
 
@@ -127,8 +132,7 @@ def measure_convert_memory(folder: Path) -> float:
     )
     done = subprocess.run([sys.executable, "-c", program, *command], check=True, capture_output=True, text=True)
     # Not getrusage: Linux counts what the parent had resident when it forked.
-    match = re.search(r"VmHWM:\s+(\d+) kB", done.stdout)
-    return int(match[1]) / 1024 if match else 0.0
+    return mib_of("VmHWM", done.stdout)
 
 
 def write_adapter(folder: Path, config: InsertionConfig) -> None:

@@ -30,14 +30,13 @@ from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
 from otter_gguf.gguf.sidecar import expected_tensors, mixture_type, stays_float32
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
+from otter_gguf.quantization import fitting_type
 
 Float32 = npt.NDArray[np.float32]
 
 POOL_VALUES = 1 << 20
 CHUNK_BYTES = 16 << 20
 FLOAT_TYPES = ("F32", "F16", "BF16")
-FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
-"""What llama-quantize takes where a row is no multiple of 256."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,6 @@ class Pools:
             values = self.rng.normal(tensor.mean, tensor.std, shape).astype(np.float32)
             self.pools[key] = np.frombuffer(_native.quantize(values, tensor.type), np.uint8).reshape(shape[0], -1)
         return self.pools[key]
-
-
-def fitting_type(type: str, columns: int) -> str:
-    """The type itself, or the next that fits a row."""
-    if columns % block_values(type) == 0:
-        return type
-    return FALLBACK.get(type, "F16") if columns % 32 == 0 else "F16"
 
 
 def output_type(type: str) -> str:

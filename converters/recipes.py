@@ -15,6 +15,7 @@ from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.gguf import keys
 from otter_gguf.gguf.sidecar import expected_tensors, mixture_type
 from otter_gguf.gguf.writer import TensorPlan
+from otter_gguf.quantization import fitting_type
 
 from .checkpoint import Float32, TensorSource
 
@@ -146,8 +147,7 @@ def tensor_type(name: str, n_columns: int, outtype: str) -> str:
     """The type that a tensor gets: of the mixture ``outtype``, or F16 where its rows do not fit that type's blocks."""
     if outtype not in OUTTYPES:
         raise ConfigError(f"--outtype {outtype}: expected one of {', '.join(OUTTYPES)}")
-    wanted = mixture_type(name, "Q8_0" if outtype == "auto" else outtype.upper())
-    return "F16" if wanted.startswith("Q") and n_columns % 32 else wanted
+    return fitting_type(mixture_type(name, "Q8_0" if outtype == "auto" else outtype.upper()), n_columns)
 
 
 def permute_rows(rows: Float32, head_size: int) -> Float32:

@@ -452,23 +452,26 @@ def other_header() -> Gguf:
 MERGED: dict[str, tuple[Build, str]] = {
     "no size of the sidecar": (no_sidecar_key("otter.merged.sidecar_size", "merged"), "sidecar_size is missing"),
     "size as u32": (sidecar_key("otter.merged.base_size", "u32", 1, "merged"), "base_size is u32, expected u64"),
-    "a base of 0 bytes": (sidecar_key("otter.merged.base_size", "u64", 0, "merged"), "of that part"),
+    "a base of 0 bytes": (
+        sidecar_key("otter.merged.base_size", "u64", 0, "merged"),
+        "key otter.merged.base_size is 0, but the file holds",
+    ),
     "a base of 2^64-1 bytes": (
         sidecar_key("otter.merged.base_size", "u64", 2**64 - 1, "merged"),
-        "of that part",
+        f"key otter.merged.base_size is {2**64 - 1}, but the file holds",
     ),
     "a sidecar of 2^63 bytes": (
         sidecar_key("otter.merged.sidecar_size", "u64", 2**63, "merged"),
-        "of that part",
+        f"key otter.merged.sidecar_size is {2**63}, but the file holds",
     ),
     "a sidecar shorter than its header": (
         sidecar_key("otter.merged.sidecar_size", "u64", 1, "merged"),
-        "of that part",
+        "key otter.merged.sidecar_size is 1, but the file holds",
     ),
     "another header": (other_header, "the sidecar in it differ"),
     "a header of another size": (
         sidecar_key("otter.merged.sidecar_header", "arr[u8]", [0] * 64, "merged"),
-        "of that part",
+        "key otter.merged.sidecar_size is ",
     ),
     "another sha256": (sidecar_key("otter.merged.base_sha256", "str", "0" * 64, "merged"), "the base in it differ"),
     "written in another order": (moved_key("otter.width"), "does not stand behind the base's"),
