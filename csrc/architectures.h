@@ -43,6 +43,7 @@ enum feature : uint32_t {
 };
 
 // row(name in a GGUF, llama_model_<class>, features)
+// clang-format off
 #define OTTER_ARCHITECTURES(row)                                                                                            \
     row("ernie4_5", ernie4_5, 0)                                                                                            \
     row("falcon",   falcon,   layer_norms | fused_qkv | ungated | no_ffn_norm | gelu_ffn)                                   \
@@ -61,5 +62,6 @@ enum feature : uint32_t {
     row("smollm3",  smollm3,  steps_without_rope)                                                                           \
     row("stablelm", stablelm, layer_norms | untied | partial_rope | other_norms)                                            \
     row("starcoder2", starcoder2, layer_norms | all_biases | ungated | gelu_ffn)
+// clang-format on
 
 } // namespace otter

@@ -15,13 +15,19 @@ namespace otter {
 namespace {
 
 using int_array   = py::array_t<int32_t, py::array::c_style>;
-using bool_array  = py::array_t<bool,    py::array::c_style>;
-using float_array = py::array_t<float,   py::array::c_style>;
+using bool_array  = py::array_t<bool, py::array::c_style>;
+using float_array = py::array_t<float, py::array::c_style>;
 
 ggml_type to_cache_type(const std::string & name) {
     static const std::pair<const char *, ggml_type> choices[] = {
-        { "f32",    GGML_TYPE_F32    }, { "f16",  GGML_TYPE_F16  }, { "bf16", GGML_TYPE_BF16 }, { "q8_0", GGML_TYPE_Q8_0 },
-        { "q5_1",   GGML_TYPE_Q5_1   }, { "q5_0", GGML_TYPE_Q5_0 }, { "q4_1", GGML_TYPE_Q4_1 }, { "q4_0", GGML_TYPE_Q4_0 },
+        { "f32", GGML_TYPE_F32 },
+        { "f16", GGML_TYPE_F16 },
+        { "bf16", GGML_TYPE_BF16 },
+        { "q8_0", GGML_TYPE_Q8_0 },
+        { "q5_1", GGML_TYPE_Q5_1 },
+        { "q5_0", GGML_TYPE_Q5_0 },
+        { "q4_1", GGML_TYPE_Q4_1 },
+        { "q4_0", GGML_TYPE_Q4_0 },
         { "iq4_nl", GGML_TYPE_IQ4_NL },
     };
     return by_name("cache type", name, choices);
@@ -29,14 +35,16 @@ ggml_type to_cache_type(const std::string & name) {
 
 llama_flash_attn_type to_flash_attn(const std::string & name) {
     static const std::pair<const char *, llama_flash_attn_type> choices[] = {
-        { "auto", LLAMA_FLASH_ATTN_TYPE_AUTO }, { "on", LLAMA_FLASH_ATTN_TYPE_ENABLED }, { "off", LLAMA_FLASH_ATTN_TYPE_DISABLED },
+        { "auto", LLAMA_FLASH_ATTN_TYPE_AUTO },
+        { "on", LLAMA_FLASH_ATTN_TYPE_ENABLED },
+        { "off", LLAMA_FLASH_ATTN_TYPE_DISABLED },
     };
     return by_name("flash_attn", name, choices);
 }
 
 std::unique_ptr<py_context> make_context(const py_model & owner, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
-        uint32_t n_seq_max, uint32_t n_outputs_max, int32_t n_threads, int32_t n_threads_batch, const std::string & type_k,
-        const std::string & type_v, const std::string & flash_attn, bool offload_kqv, bool rewards) {
+    uint32_t n_seq_max, uint32_t n_outputs_max, int32_t n_threads, int32_t n_threads_batch, const std::string & type_k,
+    const std::string & type_v, const std::string & flash_attn, bool offload_kqv, bool rewards) {
     context_options options;
     options.n_ctx           = n_ctx;
     options.n_batch         = n_batch;
@@ -54,7 +62,7 @@ std::unique_ptr<py_context> make_context(const py_model & owner, uint32_t n_ctx,
         const gil_acquire gil;
         return PyErr_CheckSignals() != 0;
     };
-    const auto model_owner = owner.get(); // shared: another thread may close the model meanwhile
+    const auto        model_owner = owner.get(); // shared: another thread may close the model meanwhile
     const gil_release release;
     return std::make_unique<py_context>(std::make_shared<context>(model_owner, options));
 }
@@ -77,7 +85,7 @@ int32_t checked_length(const int_array & tokens, std::initializer_list<const py:
 }
 
 void decode(const py_context & self, const int_array & tokens, const int_array & positions, const int_array & sequences,
-        const bool_array & outputs, bool rewards) {
+    const bool_array & outputs, bool rewards) {
     const int32_t     n     = checked_length(tokens, { &positions, &sequences, &outputs });
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), outputs.data(), n };
     const auto        ctx   = self.get();
@@ -94,13 +102,13 @@ float_array matrix(size_t n_rows, size_t n_columns) {
 }
 
 float_array to_array(const std::vector<float> & values, size_t n_columns) {
-    float_array result = matrix(n_columns == 0 ? 0 : values.size()/n_columns, n_columns);
+    float_array result = matrix(n_columns == 0 ? 0 : values.size() / n_columns, n_columns);
     std::copy(values.begin(), values.end(), result.mutable_data());
     return result;
 }
 
-float_array decode_rewards(const py_context & self, const int_array & tokens, const int_array & positions,
-        const int_array & sequences) {
+float_array decode_rewards(
+    const py_context & self, const int_array & tokens, const int_array & positions, const int_array & sequences) {
     const int32_t     n     = checked_length(tokens, { &positions, &sequences });
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), nullptr, n };
     const auto        ctx   = self.get();
@@ -144,7 +152,7 @@ float_array log_probabilities(const py_context & self, const int_array & tokens,
 }
 
 void sequence_shift(const py_context & self, int32_t sequence, int32_t begin, int32_t end, int32_t delta) {
-    const auto ctx = self.get();
+    const auto        ctx = self.get();
     const gil_release release;
     ctx->sequence_shift(sequence, begin, end, delta);
 }
@@ -163,7 +171,7 @@ py::bytes save_state(const py_context & self, int32_t sequence) {
 size_t load_state(const py_context & self, const py::bytes & data, int32_t sequence) {
     const auto             ctx   = self.get();
     const std::string_view bytes = data;
-    const gil_release release;
+    const gil_release      release;
     ctx->load_sequence(reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size(), sequence);
     return bytes.size();
 }
@@ -178,7 +186,7 @@ py::array logits(const py::object & self) {
     if (n_rows == 0) {
         return matrix(0, size_t(n_vocab));
     }
-    auto * const keep_alive = new std::shared_ptr<context>(ctx);
+    auto * const      keep_alive = new std::shared_ptr<context>(ctx);
     const py::capsule owner(keep_alive, [](void * p) { delete static_cast<std::shared_ptr<context> *>(p); });
 
     py::array result = float_array(std::vector<py::ssize_t> { n_rows, n_vocab }, ctx->logits(), owner);
@@ -202,9 +210,9 @@ std::pair<float_array, float_array> hidden_states(const py_context & self) {
     float_array base     = matrix(n, d);
     float_array inserted = matrix(n, e);
     for (size_t i = 0; i < n; ++i) {
-        const float * source = ctx.rows() + i*row + n_h;
-        std::copy(source,     source + e,     inserted.mutable_data() + i*e);
-        std::copy(source + e, source + e + d, base.mutable_data()     + i*d);
+        const float * source = ctx.rows() + i * row + n_h;
+        std::copy(source, source + e, inserted.mutable_data() + i * e);
+        std::copy(source + e, source + e + d, base.mutable_data() + i * d);
     }
     return { base, inserted };
 }
@@ -246,51 +254,58 @@ void register_context(py::module_ & module) {
 
     py::class_<py_context>(module, "Context")
         .def(py::init(&make_context), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 512, py::arg("n_batch") = 2048,
-            py::arg("n_ubatch") = 512, py::arg("n_seq_max") = 1, py::arg("n_outputs_max") = 0, py::arg("n_threads") = 0, py::arg("n_threads_batch") = 0,
-            py::arg("type_k") = "f16", py::arg("type_v") = "f16", py::arg("flash_attn") = "auto",
-            py::arg("offload_kqv") = true, py::arg("rewards") = true)
-        .def_property_readonly("n_ctx",     [=](const py_context & self) { return llama_n_ctx(native(self)); })
-        .def_property_readonly("n_batch",   [=](const py_context & self) { return llama_n_batch(native(self)); })
-        .def_property_readonly("n_ubatch",  [=](const py_context & self) { return llama_n_ubatch(native(self)); })
+            py::arg("n_ubatch") = 512, py::arg("n_seq_max") = 1, py::arg("n_outputs_max") = 0, py::arg("n_threads") = 0,
+            py::arg("n_threads_batch") = 0, py::arg("type_k") = "f16", py::arg("type_v") = "f16",
+            py::arg("flash_attn") = "auto", py::arg("offload_kqv") = true, py::arg("rewards") = true)
+        .def_property_readonly("n_ctx", [=](const py_context & self) { return llama_n_ctx(native(self)); })
+        .def_property_readonly("n_batch", [=](const py_context & self) { return llama_n_batch(native(self)); })
+        .def_property_readonly("n_ubatch", [=](const py_context & self) { return llama_n_ubatch(native(self)); })
         .def_property_readonly("n_seq_max", [=](const py_context & self) { return llama_n_seq_max(native(self)); })
         .def("decode", &decode, py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("outputs"),
             py::kw_only(), py::arg("rewards") = true)
         .def("decode_rewards", &decode_rewards, py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
         .def("logits", &logits)
-        .def("rewards", [](const py_context & self) {
-            return to_array(self.get()->rewards(), size_t(self.get()->owner->n_rewards()));
-        })
+        .def("rewards",
+            [](const py_context & self) { return to_array(self.get()->rewards(), size_t(self.get()->owner->n_rewards())); })
         .def("hidden_states", &hidden_states)
         .def("queries", &queries, py::arg("head"))
         .def("vocabulary_scores", &vocabulary_scores, py::arg("head"), py::arg("row"), py::arg("candidates") = py::none())
         .def("score", &score, py::arg("tokens"), py::kw_only(), py::arg("sequence") = 0, py::arg("position") = 0)
         .def("log_probabilities", &log_probabilities, py::arg("tokens"), py::kw_only(), py::arg("sequence") = 0,
             py::arg("position") = 0)
-        .def("sequence_copy", [](const py_context & self, int32_t source, int32_t target, int32_t begin, int32_t end) {
-            self.get()->sequence_copy(source, target, begin, end);
-        }, py::arg("source"), py::arg("target"), py::arg("begin") = -1, py::arg("end") = -1)
-        .def("sequence_remove", [](const py_context & self, int32_t sequence, int32_t begin, int32_t end) {
-            return self.get()->sequence_remove(sequence, begin, end);
-        }, py::arg("sequence"), py::arg("begin") = -1, py::arg("end") = -1)
-        .def("sequence_keep", [](const py_context & self, int32_t sequence) {
-            self.get()->sequence_keep(sequence);
-        }, py::arg("sequence"))
-        .def("sequence_max_position", [](const py_context & self, int32_t sequence) {
-            return self.get()->sequence_max_position(sequence);
-        }, py::arg("sequence"))
+        .def(
+            "sequence_copy",
+            [](const py_context & self, int32_t source, int32_t target, int32_t begin, int32_t end) {
+                self.get()->sequence_copy(source, target, begin, end);
+            },
+            py::arg("source"), py::arg("target"), py::arg("begin") = -1, py::arg("end") = -1)
+        .def(
+            "sequence_remove",
+            [](const py_context & self, int32_t sequence, int32_t begin, int32_t end) {
+                return self.get()->sequence_remove(sequence, begin, end);
+            },
+            py::arg("sequence"), py::arg("begin") = -1, py::arg("end") = -1)
+        .def(
+            "sequence_keep", [](const py_context & self, int32_t sequence) { self.get()->sequence_keep(sequence); },
+            py::arg("sequence"))
+        .def(
+            "sequence_max_position",
+            [](const py_context & self, int32_t sequence) { return self.get()->sequence_max_position(sequence); },
+            py::arg("sequence"))
         .def_property_readonly("can_shift", [](const py_context & self) { return self.get()->can_shift(); })
         .def("sequence_shift", &sequence_shift, py::arg("sequence"), py::arg("begin"), py::arg("end"), py::arg("delta"))
         .def("state", &save_state, py::arg("sequence") = 0)
         .def("load_state", &load_state, py::arg("data"), py::arg("sequence") = 0)
         .def("clear", [](const py_context & self) { self.get()->clear(); })
         .def("top_k", &top_k, py::arg("row"), py::arg("k"))
-        .def("timing", [](const py_context & self) {
-            py::dict result;
-            result["seconds"] = self.get()->seconds;
-            result["calls"]   = self.get()->n_calls;
-            result["tokens"]  = self.get()->n_fed;
-            return result;
-        })
+        .def("timing",
+            [](const py_context & self) {
+                py::dict result;
+                result["seconds"] = self.get()->seconds;
+                result["calls"]   = self.get()->n_calls;
+                result["tokens"]  = self.get()->n_fed;
+                return result;
+            })
         .def("close", &py_context::close);
 }
 

@@ -70,6 +70,7 @@ py::list devices() {
 
 // Names as llama-quantize has them.
 constexpr std::pair<const char *, llama_ftype> file_types[] = {
+    // clang-format off
     { "F32",     LLAMA_FTYPE_ALL_F32        }, { "F16",     LLAMA_FTYPE_MOSTLY_F16     }, { "BF16",       LLAMA_FTYPE_MOSTLY_BF16       },
     { "Q8_0",    LLAMA_FTYPE_MOSTLY_Q8_0    }, { "Q6_K",    LLAMA_FTYPE_MOSTLY_Q6_K    }, { "Q5_K_M",     LLAMA_FTYPE_MOSTLY_Q5_K_M     },
     { "Q5_K_S",  LLAMA_FTYPE_MOSTLY_Q5_K_S  }, { "Q5_1",    LLAMA_FTYPE_MOSTLY_Q5_1    }, { "Q5_0",       LLAMA_FTYPE_MOSTLY_Q5_0       },
@@ -81,6 +82,7 @@ constexpr std::pair<const char *, llama_ftype> file_types[] = {
     { "IQ2_M",   LLAMA_FTYPE_MOSTLY_IQ2_M   }, { "IQ2_S",   LLAMA_FTYPE_MOSTLY_IQ2_S   }, { "IQ2_XS",     LLAMA_FTYPE_MOSTLY_IQ2_XS     },
     { "IQ2_XXS", LLAMA_FTYPE_MOSTLY_IQ2_XXS }, { "IQ1_M",   LLAMA_FTYPE_MOSTLY_IQ1_M   }, { "IQ1_S",      LLAMA_FTYPE_MOSTLY_IQ1_S      },
     { "TQ2_0",   LLAMA_FTYPE_MOSTLY_TQ2_0   }, { "TQ1_0",   LLAMA_FTYPE_MOSTLY_TQ1_0   }, { "MXFP4_MOE",  LLAMA_FTYPE_MOSTLY_MXFP4_MOE  },
+    // clang-format on
 };
 constexpr const char * copy_type = "COPY"; // every tensor in the type that it has
 
@@ -100,10 +102,10 @@ ggml_type to_tensor_type(const std::optional<std::string> & name) {
 using importance_values = std::map<std::string, py::array_t<float, py::array::c_style | py::array::forcecast>>;
 
 quantize_report model_quantize(const std::string & source, const std::string & target, const std::string & type,
-        int32_t n_threads, bool pure, bool keep_split, bool dry_run,
-        const std::optional<std::string> & output_tensor_type, const std::optional<std::string> & token_embedding_type,
-        const importance_values & importance, std::map<std::string, std::variant<int64_t, std::string>> metadata,
-        const std::optional<std::function<void(const std::string &, const std::string &)>> & progress) {
+    int32_t n_threads, bool pure, bool keep_split, bool dry_run, const std::optional<std::string> & output_tensor_type,
+    const std::optional<std::string> & token_embedding_type, const importance_values & importance,
+    std::map<std::string, std::variant<int64_t, std::string>>                            metadata,
+    const std::optional<std::function<void(const std::string &, const std::string &)>> & progress) {
     quantize_options options;
     options.only_copy            = type == copy_type;
     options.file_type            = options.only_copy ? options.file_type : by_name("file type", type, file_types);
@@ -120,7 +122,7 @@ quantize_report model_quantize(const std::string & source, const std::string & t
 
     // a Python error in the callback, Ctrl-C included, is raised when llama.cpp has closed its files
     bool python_error = false;
-    options.progress = [&](const std::string & tensor, ggml_type tensor_type) {
+    options.progress  = [&](const std::string & tensor, ggml_type tensor_type) {
         const gil_acquire gil;
         try {
             python_error = PyErr_CheckSignals() != 0;
@@ -155,15 +157,14 @@ py::dict type_names(const quantize_report & report) {
 void register_quantizer(py::module_ & module) {
     py::class_<quantize_report>(module, "QuantizeReport")
         .def_property_readonly("types", &type_names)
-        .def_readonly("fallbacks",        &quantize_report::fallbacks)
+        .def_readonly("fallbacks", &quantize_report::fallbacks)
         .def_readonly("needs_importance", &quantize_report::needs_importance);
 
     module.attr("QUANTIZE_TYPES") = file_type_names();
     module.def("model_quantize", &model_quantize, py::arg("source"), py::arg("target"), py::arg("type"),
-            py::arg("n_threads") = 0, py::kw_only(), py::arg("pure") = false, py::arg("keep_split") = false,
-            py::arg("dry_run") = false, py::arg("output_tensor_type") = py::none(),
-            py::arg("token_embedding_type") = py::none(), py::arg("importance") = py::dict(),
-            py::arg("metadata") = py::dict(), py::arg("progress") = py::none());
+        py::arg("n_threads") = 0, py::kw_only(), py::arg("pure") = false, py::arg("keep_split") = false,
+        py::arg("dry_run") = false, py::arg("output_tensor_type") = py::none(), py::arg("token_embedding_type") = py::none(),
+        py::arg("importance") = py::dict(), py::arg("metadata") = py::dict(), py::arg("progress") = py::none());
 }
 
 } // namespace

@@ -15,8 +15,8 @@ void raise(const otter_error & error) {
     const std::string text = error.what();
     const auto        name = error_class_names[size_t(error.kind)];
     const py::object  type = py::module_::import("otter_gguf.errors").attr(name);
-    const auto message = py::reinterpret_steal<py::object>(
-        PyUnicode_DecodeUTF8(text.data(), Py_ssize_t(text.size()), "backslashreplace"));
+    const auto        message =
+        py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(text.data(), Py_ssize_t(text.size()), "backslashreplace"));
     if (message) {
         PyErr_SetObject(type.ptr(), message.ptr());
     }

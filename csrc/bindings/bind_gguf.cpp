@@ -67,8 +67,7 @@ public:
     void close() { file.reset(); }
 
     py::str path_text() const {
-        return py::reinterpret_steal<py::str>(
-            PyUnicode_DecodeFSDefaultAndSize(path.data(), Py_ssize_t(path.size())));
+        return py::reinterpret_steal<py::str>(PyUnicode_DecodeFSDefaultAndSize(path.data(), Py_ssize_t(path.size())));
     }
 
     py::list keys() const {
@@ -130,7 +129,7 @@ public:
     int64_t non_finite(const std::string & name) const {
         const auto           held = open();
         const tensor_entry & info = tensor(name);
-        const gil_release unlocked;
+        const gil_release    unlocked;
         return first_non_finite(info.type, held->bytes(info.offset), info.n_bytes);
     }
 
@@ -140,7 +139,7 @@ private:
 
     py::memoryview view(uint64_t offset, uint64_t n_bytes) const {
         const auto held = open();
-        return py::memoryview(py::cast(file_bytes{ held->mapped(), held->bytes(offset), n_bytes }));
+        return py::memoryview(py::cast(file_bytes { held->mapped(), held->bytes(offset), n_bytes }));
     }
 };
 
@@ -193,22 +192,22 @@ std::vector<uint64_t> shape_of(const py::sequence & shape) {
     for (size_t i = 0; i < shape.size(); ++i) {
         const py::object item   = shape[i]; // held: an array makes its items as they are asked for
         const py::int_   number = item;
-        const uint64_t n      = PyLong_AsUnsignedLongLong(number.ptr());
+        const uint64_t   n      = PyLong_AsUnsignedLongLong(number.ptr());
         if (n == UINT64_MAX && PyErr_Occurred() != nullptr) {
             PyErr_Clear();
-            throw otter_error(error_kind::file, cat("tensor with a dimension of ", std::string(py::str(number)),
-                    ", expected 1 to 2^63"));
+            throw otter_error(
+                error_kind::file, cat("tensor with a dimension of ", std::string(py::str(number)), ", expected 1 to 2^63"));
         }
         out.push_back(n);
     }
     return out;
 }
 
-py::bytes quantize(const py::array_t<float, py::array::c_style | py::array::forcecast> & values,
-        const std::string & type) {
+py::bytes quantize(const py::array_t<float, py::array::c_style | py::array::forcecast> & values, const std::string & type) {
     if (values.ndim() != 2 || values.size() == 0) {
-        throw otter_error(error_kind::config, cat("quantize expects values of shape (rows, columns), found ",
-                values.ndim(), " dimensions and ", values.size(), " values"));
+        throw otter_error(error_kind::config,
+            cat("quantize expects values of shape (rows, columns), found ", values.ndim(), " dimensions and ", values.size(),
+                " values"));
     }
     const ggml_type      parsed = parse_tensor_type(type);
     const auto           rows   = uint64_t(values.shape(0));
@@ -228,8 +227,8 @@ py::array_t<float> dequantize(const py::buffer & data, const std::string & type,
     const py::buffer_info info      = data.request();
     const auto            n_bytes   = uint64_t(info.size) * uint64_t(info.itemsize);
     if (PyBuffer_IsContiguous(info.view(), 'C') == 0 || n_bytes % row_bytes != 0) {
-        throw otter_error(error_kind::config, cat("dequantize expects contiguous bytes in rows of ", row_bytes,
-                ", found ", n_bytes, " bytes"));
+        throw otter_error(error_kind::config,
+            cat("dequantize expects contiguous bytes in rows of ", row_bytes, ", found ", n_bytes, " bytes"));
     }
     const uint64_t     n_rows = n_bytes / row_bytes;
     py::array_t<float> out({ py::ssize_t(n_rows), py::ssize_t(n_columns) });
@@ -242,9 +241,7 @@ py::array_t<float> dequantize(const py::buffer & data, const std::string & type,
 }
 
 void register_file(py::module_ & m) {
-    const auto header = [](auto getter) {
-        return [getter](const py_gguf_file & self) { return ((*self.open()).*getter)(); };
-    };
+    const auto header = [](auto getter) { return [getter](const py_gguf_file & self) { return ((*self.open()).*getter)(); }; };
     py::class_<py_gguf_file>(m, "GgufFile", py::is_final())
         .def(py::init<const py::object &>(), py::arg("path"))
         .def_property_readonly("path", &py_gguf_file::path_text)
@@ -257,7 +254,8 @@ void register_file(py::module_ & m) {
         .def_property_readonly("data_offset", header(&gguf_file::data_offset))
         .def_property_readonly("keys", &py_gguf_file::keys)
         .def_property_readonly("tensors", &py_gguf_file::tensors)
-        .def("key_type", [](const py_gguf_file & self, const std::string & key) { return self.entry(key).type_name(); },
+        .def(
+            "key_type", [](const py_gguf_file & self, const std::string & key) { return self.entry(key).type_name(); },
             py::arg("key"))
         .def("value", &py_gguf_file::value, py::arg("key"))
         .def("raw_value", &py_gguf_file::raw_value, py::arg("key"))
@@ -265,7 +263,11 @@ void register_file(py::module_ & m) {
         .def("tensor_data", &py_gguf_file::tensor_data, py::arg("name"))
         .def("non_finite", &py_gguf_file::non_finite, py::arg("name"))
         .def("close", &py_gguf_file::close)
-        .def("__enter__", [](const py::object & self) { self.cast<py_gguf_file &>().open(); return self; })
+        .def("__enter__",
+            [](const py::object & self) {
+                self.cast<py_gguf_file &>().open();
+                return self;
+            })
         .def("__exit__", [](py_gguf_file & self, const py::args &) { self.close(); });
 }
 
@@ -287,19 +289,26 @@ void register_gguf(py::module_ & m) {
         });
     register_file(m);
 
-    m.def("check_base", [](const py_gguf_file & file) {
-        const auto                   held = file.open();
-        const gil_release unlocked;
-        check_base(*held);
-    }, py::arg("file"));
-    m.def("check_finite", [](const py_gguf_file & file, const std::vector<std::string> & names) {
-        const auto                   held = file.open();
-        const gil_release unlocked;
-        check_finite(*held, names);
-    }, py::arg("file"), py::arg("names"));
-    m.def("tensor_nbytes", [](const std::string & type, const py::sequence & shape) {
-        return tensor_nbytes(type, shape_of(shape));
-    }, py::arg("type"), py::arg("shape"));
+    m.def(
+        "check_base",
+        [](const py_gguf_file & file) {
+            const auto        held = file.open();
+            const gil_release unlocked;
+            check_base(*held);
+        },
+        py::arg("file"));
+    m.def(
+        "check_finite",
+        [](const py_gguf_file & file, const std::vector<std::string> & names) {
+            const auto        held = file.open();
+            const gil_release unlocked;
+            check_finite(*held, names);
+        },
+        py::arg("file"), py::arg("names"));
+    m.def(
+        "tensor_nbytes",
+        [](const std::string & type, const py::sequence & shape) { return tensor_nbytes(type, shape_of(shape)); },
+        py::arg("type"), py::arg("shape"));
     m.def("quantize", &quantize, py::arg("values"), py::arg("type"));
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"), py::arg("n_columns"));
 }

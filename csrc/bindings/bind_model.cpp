@@ -14,14 +14,18 @@ namespace {
 
 head_input to_head_input(const std::string & name) {
     static const std::pair<const char *, head_input> choices[] = {
-        { "inserted", head_input::inserted }, { "base", head_input::base }, { "both", head_input::both },
+        { "inserted", head_input::inserted },
+        { "base", head_input::base },
+        { "both", head_input::both },
     };
     return by_name("head input", name, choices);
 }
 
 activation to_activation(const std::string & name) {
     static const std::pair<const char *, activation> choices[] = {
-        { "none", activation::none }, { "sigmoid", activation::sigmoid }, { "tanh", activation::tanh },
+        { "none", activation::none },
+        { "sigmoid", activation::sigmoid },
+        { "tanh", activation::tanh },
         { "softmax", activation::softmax },
     };
     return by_name("activation", name, choices);
@@ -29,7 +33,8 @@ activation to_activation(const std::string & name) {
 
 llama_split_mode to_split_mode(const std::string & name) {
     static const std::pair<const char *, llama_split_mode> choices[] = {
-        { "none", LLAMA_SPLIT_MODE_NONE }, { "layer", LLAMA_SPLIT_MODE_LAYER },
+        { "none", LLAMA_SPLIT_MODE_NONE },
+        { "layer", LLAMA_SPLIT_MODE_LAYER },
     };
     return by_name("split_mode", name, choices);
 }
@@ -40,7 +45,7 @@ struct head_spec {
 };
 
 head_spec make_head(const std::string & name, const std::string & input, const std::string & act,
-        const std::vector<float> & scale, const std::vector<float> & shift, int32_t rank) {
+    const std::vector<float> & scale, const std::vector<float> & shift, int32_t rank) {
     if (scale.empty() || scale.size() != shift.size()) {
         throw config_error("head " + name + ": scale and shift need one number a label");
     }
@@ -51,7 +56,7 @@ head_spec make_head(const std::string & name, const std::string & input, const s
 }
 
 insertion make_insertion(int32_t width, const std::vector<int32_t> & n_head_kv, const std::vector<int32_t> & n_ff,
-        const std::string & state_source, int32_t state_offset, const std::vector<head_spec> & heads) {
+    const std::string & state_source, int32_t state_offset, const std::vector<head_spec> & heads) {
     static const std::pair<const char *, bool> sources[] = { { "slice", false }, { "table", true } };
 
     insertion result;
@@ -67,10 +72,10 @@ insertion make_insertion(int32_t width, const std::vector<int32_t> & n_head_kv, 
     return result;
 }
 
-std::unique_ptr<py_model> make_model(const std::string & path, const std::string & sidecar,
-        std::optional<insertion> inserted, int32_t n_gpu_layers, const std::string & split_mode, int32_t main_gpu,
-        const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool check_tensors, bool vocab_only,
-        bool hidden_states, const std::optional<std::function<bool(float)>> & progress) {
+std::unique_ptr<py_model> make_model(const std::string & path, const std::string & sidecar, std::optional<insertion> inserted,
+    int32_t n_gpu_layers, const std::string & split_mode, int32_t main_gpu, const std::vector<float> & tensor_split,
+    bool use_mmap, bool use_mlock, bool check_tensors, bool vocab_only, bool hidden_states,
+    const std::optional<std::function<bool(float)>> & progress) {
     model_options options;
     options.sidecar       = sidecar;
     options.n_gpu_layers  = n_gpu_layers;
@@ -84,7 +89,7 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
 
     // a Python error in the callback, Ctrl-C included, stops the load and is raised when llama.cpp has cleaned up
     bool python_error = false;
-    options.progress = [&](float done) {
+    options.progress  = [&](float done) {
         const gil_acquire gil;
         try {
             python_error = PyErr_CheckSignals() != 0;
@@ -113,8 +118,8 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
 
 void register_model(py::module_ & module) {
     py::class_<head_spec>(module, "HeadSpec")
-        .def(py::init(&make_head), py::kw_only(), py::arg("name"), py::arg("input"), py::arg("activation"),
-            py::arg("scale"), py::arg("shift"), py::arg("rank") = 0);
+        .def(py::init(&make_head), py::kw_only(), py::arg("name"), py::arg("input"), py::arg("activation"), py::arg("scale"),
+            py::arg("shift"), py::arg("rank") = 0);
 
     py::class_<insertion>(module, "InsertionSpec")
         .def(py::init(&make_insertion), py::kw_only(), py::arg("width"), py::arg("n_head_kv"), py::arg("n_ff"),
@@ -124,42 +129,55 @@ void register_model(py::module_ & module) {
     const auto vocab  = [](const py_model & self) { return self.get()->vocab(); };
 
     py::class_<py_model>(module, "Model")
-        .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("sidecar") = "",
-            py::arg("insertion") = py::none(), py::arg("n_gpu_layers") = -1, py::arg("split_mode") = "layer",
-            py::arg("main_gpu") = 0, py::arg("tensor_split") = py::tuple(), py::arg("use_mmap") = true,
-            py::arg("use_mlock") = false, py::arg("check_tensors") = false, py::arg("vocab_only") = false,
-            py::arg("hidden_states") = false, py::arg("progress") = py::none())
-        .def_property_readonly("n_vocab",     [=](const py_model & self) { return llama_vocab_n_tokens(vocab(self)); })
+        .def(py::init(&make_model), py::arg("path"), py::kw_only(), py::arg("sidecar") = "", py::arg("insertion") = py::none(),
+            py::arg("n_gpu_layers") = -1, py::arg("split_mode") = "layer", py::arg("main_gpu") = 0,
+            py::arg("tensor_split") = py::tuple(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
+            py::arg("check_tensors") = false, py::arg("vocab_only") = false, py::arg("hidden_states") = false,
+            py::arg("progress") = py::none())
+        .def_property_readonly("n_vocab", [=](const py_model & self) { return llama_vocab_n_tokens(vocab(self)); })
         .def_property_readonly("n_ctx_train", [=](const py_model & self) { return llama_model_n_ctx_train(native(self)); })
-        .def_property_readonly("n_embd",      [=](const py_model & self) { return llama_model_n_embd(native(self)); })
-        .def_property_readonly("n_layer",     [ ](const py_model & self) { return self.get()->n_layer(); })
-        .def_property_readonly("n_rewards",   [ ](const py_model & self) { return self.get()->n_rewards(); })
-        .def_property_readonly("n_params",    [=](const py_model & self) { return llama_model_n_params(native(self)); })
-        .def_property_readonly("n_bytes",     [=](const py_model & self) { return llama_model_size(native(self)); })
-        .def_property_readonly("description", [ ](const py_model & self) { return self.get()->description(); })
-        .def_property_readonly("bos_token",   [=](const py_model & self) { return llama_vocab_bos(vocab(self)); })
-        .def_property_readonly("eos_token",   [=](const py_model & self) { return llama_vocab_eos(vocab(self)); })
-        .def_property_readonly("add_bos",     [=](const py_model & self) { return llama_vocab_get_add_bos(vocab(self)); })
-        .def("is_eog", [=](const py_model & self, llama_token token) {
-            self.get()->check_token(token);
-            return llama_vocab_is_eog(vocab(self), token);
-        }, py::arg("token"))
-        .def("chat_template", [=](const py_model & self) -> std::optional<std::string> {
-            const char * text = llama_model_chat_template(native(self), nullptr);
-            return text == nullptr ? std::nullopt : std::optional<std::string>(text);
-        })
-        .def("tokenize", [](const py_model & self, const py::bytes & text, bool add_special, bool parse_special) {
-            const std::string copy  = text;
-            const auto        owner = self.get(); // shared: another thread may close the model meanwhile
-            const gil_release release;
-            return owner->tokenize(copy, add_special, parse_special);
-        }, py::arg("text"), py::arg("add_special") = true, py::arg("parse_special") = false)
-        .def("detokenize", [](const py_model & self, const std::vector<llama_token> & tokens, bool special) {
-            return py::bytes(self.get()->detokenize(tokens, special));
-        }, py::arg("tokens"), py::arg("special") = false)
-        .def("token_bytes", [](const py_model & self, llama_token token, bool special) {
-            return py::bytes(self.get()->token_text(token, special));
-        }, py::arg("token"), py::arg("special") = false)
+        .def_property_readonly("n_embd", [=](const py_model & self) { return llama_model_n_embd(native(self)); })
+        .def_property_readonly("n_layer", [](const py_model & self) { return self.get()->n_layer(); })
+        .def_property_readonly("n_rewards", [](const py_model & self) { return self.get()->n_rewards(); })
+        .def_property_readonly("n_params", [=](const py_model & self) { return llama_model_n_params(native(self)); })
+        .def_property_readonly("n_bytes", [=](const py_model & self) { return llama_model_size(native(self)); })
+        .def_property_readonly("description", [](const py_model & self) { return self.get()->description(); })
+        .def_property_readonly("bos_token", [=](const py_model & self) { return llama_vocab_bos(vocab(self)); })
+        .def_property_readonly("eos_token", [=](const py_model & self) { return llama_vocab_eos(vocab(self)); })
+        .def_property_readonly("add_bos", [=](const py_model & self) { return llama_vocab_get_add_bos(vocab(self)); })
+        .def(
+            "is_eog",
+            [=](const py_model & self, llama_token token) {
+                self.get()->check_token(token);
+                return llama_vocab_is_eog(vocab(self), token);
+            },
+            py::arg("token"))
+        .def("chat_template",
+            [=](const py_model & self) -> std::optional<std::string> {
+                const char * text = llama_model_chat_template(native(self), nullptr);
+                return text == nullptr ? std::nullopt : std::optional<std::string>(text);
+            })
+        .def(
+            "tokenize",
+            [](const py_model & self, const py::bytes & text, bool add_special, bool parse_special) {
+                const std::string copy  = text;
+                const auto        owner = self.get(); // shared: another thread may close the model meanwhile
+                const gil_release release;
+                return owner->tokenize(copy, add_special, parse_special);
+            },
+            py::arg("text"), py::arg("add_special") = true, py::arg("parse_special") = false)
+        .def(
+            "detokenize",
+            [](const py_model & self, const std::vector<llama_token> & tokens, bool special) {
+                return py::bytes(self.get()->detokenize(tokens, special));
+            },
+            py::arg("tokens"), py::arg("special") = false)
+        .def(
+            "token_bytes",
+            [](const py_model & self, llama_token token, bool special) {
+                return py::bytes(self.get()->token_text(token, special));
+            },
+            py::arg("token"), py::arg("special") = false)
         .def("close", &py_model::close);
 }
 

@@ -17,7 +17,7 @@ namespace otter {
 namespace {
 
 using int_array   = py::array_t<int32_t, py::array::c_style>;
-using float_array = py::array_t<float,   py::array::c_style>;
+using float_array = py::array_t<float, py::array::c_style>;
 
 using candidate_arrays = std::pair<int_array, float_array>;
 
@@ -25,9 +25,9 @@ uint32_t to_seed(int64_t seed) {
     return seed < 0 ? LLAMA_DEFAULT_SEED : uint32_t(seed);
 }
 
-std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperature, int32_t top_k, float top_p,
-        float min_p, float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty,
-        int64_t seed, const std::vector<std::pair<int32_t, float>> & logit_bias, const std::string & grammar) {
+std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperature, int32_t top_k, float top_p, float min_p,
+    float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
+    const std::vector<std::pair<int32_t, float>> & logit_bias, const std::string & grammar) {
     sampler_options options;
     options.temperature       = temperature;
     options.top_k             = top_k;
@@ -42,7 +42,7 @@ std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperatu
     for (const auto & [token, bias] : logit_bias) {
         options.logit_bias.push_back({ token, bias });
     }
-    const auto model_owner = owner.get(); // shared: another thread may close the model meanwhile
+    const auto        model_owner = owner.get(); // shared: another thread may close the model meanwhile
     const gil_release release;
     return std::make_unique<py_sampler>(std::make_shared<sampler>(model_owner, options));
 }
@@ -56,8 +56,8 @@ int32_t checked_size(const py::array & values, const char * what) {
 
 void check_same_size(const py::array & values, const char * what, int32_t n) {
     if (checked_size(values, what) != n) {
-        throw config_error(std::string(what) + " has " + std::to_string(values.size()) + " values, expected " +
-                std::to_string(n));
+        throw config_error(
+            std::string(what) + " has " + std::to_string(values.size()) + " values, expected " + std::to_string(n));
     }
 }
 
@@ -85,14 +85,14 @@ candidate_arrays to_arrays(const std::vector<candidate> & best) {
 }
 
 llama_token sample(const py_sampler & self, const float_array & logits) {
-    const auto    chains = self.get();
-    const float * row    = checked_row(*chains, logits);
+    const auto        chains = self.get();
+    const float *     row    = checked_row(*chains, logits);
     const gil_release release;
     return chains->sample(row);
 }
 
-candidate_arrays candidates(const py_sampler & self, const float_array & logits, int32_t k,
-        const std::optional<float_array> & bonus) {
+candidate_arrays candidates(
+    const py_sampler & self, const float_array & logits, int32_t k, const std::optional<float_array> & bonus) {
     const auto    chains = self.get();
     const float * row    = checked_row(*chains, logits);
     const float * extra  = checked_bonus(bonus, int32_t(logits.size()));
@@ -129,8 +129,8 @@ candidate_arrays top_k(const float_array & logits, int32_t k, const std::optiona
 
 template <double (*function)(const float *, int32_t)>
 double of_row(const float_array & logits) {
-    const int32_t n      = checked_size(logits, "logits");
-    const float * values = logits.data();
+    const int32_t     n      = checked_size(logits, "logits");
+    const float *     values = logits.data();
     const gil_release release;
     return function(values, n);
 }
@@ -139,24 +139,28 @@ void define_sampler(py::module_ & module) {
     py::class_<sampler_state>(module, "SamplerState");
 
     py::class_<py_sampler>(module, "Sampler")
-        .def(py::init(&make_sampler), py::arg("model"), py::kw_only(), py::arg("temperature") = 0.8f,
-            py::arg("top_k") = 40, py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("repeat_penalty") = 1.0f,
-            py::arg("repeat_last_n") = 64, py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f,
-            py::arg("seed") = -1, py::arg("logit_bias") = py::tuple(), py::arg("grammar") = "")
+        .def(py::init(&make_sampler), py::arg("model"), py::kw_only(), py::arg("temperature") = 0.8f, py::arg("top_k") = 40,
+            py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("repeat_penalty") = 1.0f, py::arg("repeat_last_n") = 64,
+            py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f, py::arg("seed") = -1,
+            py::arg("logit_bias") = py::tuple(), py::arg("grammar") = "")
         .def_property_readonly("has_history", [](const py_sampler & self) { return self.get()->has_history(); })
         .def("sample", &sample, py::arg("logits"))
         .def("candidates", &candidates, py::arg("logits"), py::arg("k"), py::arg("bonus") = py::none())
         .def("choose", &choose, py::arg("tokens"), py::arg("scores"))
-        .def("accept", [](const py_sampler & self, llama_token token, bool prompt) {
-            self.get()->accept(token, prompt);
-        }, py::arg("token"), py::kw_only(), py::arg("prompt") = false)
-        .def("save",    [](const py_sampler & self) { return self.get()->save(); })
-        .def("restore", [](const py_sampler & self, const sampler_state & state) { self.get()->restore(state); },
+        .def(
+            "accept", [](const py_sampler & self, llama_token token, bool prompt) { self.get()->accept(token, prompt); },
+            py::arg("token"), py::kw_only(), py::arg("prompt") = false)
+        .def("save", [](const py_sampler & self) { return self.get()->save(); })
+        .def(
+            "restore", [](const py_sampler & self, const sampler_state & state) { self.get()->restore(state); },
             py::arg("state"))
-        .def("clone",   [](const py_sampler & self, int64_t seed) {
-            return std::make_unique<py_sampler>(self.get()->clone(to_seed(seed)));
-        }, py::arg("seed"))
-        .def("reset",   [](const py_sampler & self) { self.get()->reset(); });
+        .def(
+            "clone",
+            [](const py_sampler & self, int64_t seed) {
+                return std::make_unique<py_sampler>(self.get()->clone(to_seed(seed)));
+            },
+            py::arg("seed"))
+        .def("reset", [](const py_sampler & self) { self.get()->reset(); });
 }
 
 } // namespace
@@ -164,7 +168,7 @@ void define_sampler(py::module_ & module) {
 void register_sampler(py::module_ & module) {
     define_sampler(module);
     module.def("log_sum_exp", &of_row<log_sum_exp>, py::arg("logits"));
-    module.def("entropy",     &of_row<entropy>,     py::arg("logits"));
+    module.def("entropy", &of_row<entropy>, py::arg("logits"));
     module.def("top_k", &top_k, py::arg("logits"), py::arg("k"), py::arg("bonus") = py::none());
     module.def("json_schema_to_grammar", &json_schema_to_grammar, py::arg("schema"));
 }

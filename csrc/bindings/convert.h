@@ -44,7 +44,7 @@ public:
     // The object is given up while the GIL is held, for get() reads it, and freed without: that may take long.
     void close() {
         std::shared_ptr<native> last = std::move(object);
-        const gil_release release;
+        const gil_release       release;
         last.reset();
     }
 

@@ -24,8 +24,8 @@ otter_error refuse(const std::string & reason) {
 
 // llama.cpp's message ends with the rest of the text: a line of it says enough.
 std::string one_line(const std::string & reason) {
-    constexpr size_t enough = 100;
-    const std::string line = reason.substr(0, reason.find_first_of("\r\n"));
+    constexpr size_t  enough = 100;
+    const std::string line   = reason.substr(0, reason.find_first_of("\r\n"));
     return line.size() <= enough ? line : line.substr(0, enough) + " ...";
 }
 
@@ -47,13 +47,13 @@ const char * skip_quoted(const char * pos, char closing) {
 // x{m,n} with m above n: the parser would count up to n - m below zero.
 void check_repetition(const char * pos) {
     const auto read = [&pos](long otherwise) {
-        pos = skip_space(pos);
+        pos                   = skip_space(pos);
         const size_t n_digits = strspn(pos, "0123456789");
         if (n_digits > 9) {
             throw refuse("a repetition of a number with " + std::to_string(n_digits) + " digits");
         }
         const long number = n_digits > 0 ? std::stol(std::string(pos, n_digits)) : otherwise;
-        pos = skip_space(pos + n_digits);
+        pos               = skip_space(pos + n_digits);
         return number;
     };
     const long least = read(0);
@@ -99,14 +99,19 @@ bool ends_alternative(const llama_grammar_element & element) {
 class rule_check {
 public:
     explicit rule_check(const llama_grammar_parser & parser) :
-        rules(parser.rules), symbols(parser.symbol_ids), nullable(rules.size()), open(rules.size()), paths(rules.size()) {}
+        rules(parser.rules),
+        symbols(parser.symbol_ids),
+        nullable(rules.size()),
+        open(rules.size()),
+        paths(rules.size()) {}
 
     void run() {
         if (symbols.find("root") == symbols.end()) {
             throw refuse("there is no rule 'root'");
         }
         check_references();
-        while (find_nullable()) {}
+        while (find_nullable()) {
+        }
         for (size_t rule = 0; rule < rules.size(); ++rule) {
             if (visit(rule, 0) > max_left_paths) {
                 throw refuse("too many ways to begin rule '" + name(rule) + "'");
@@ -115,7 +120,7 @@ public:
     }
 
 private:
-    const llama_grammar_rules             & rules;
+    const llama_grammar_rules &             rules;
     const std::map<std::string, uint32_t> & symbols;
 
     std::vector<bool>   nullable; // may a rule be empty?
@@ -123,7 +128,8 @@ private:
     std::vector<double> paths;    // that llama.cpp's search walks below a rule; 0 = not visited yet
 
     std::string name(size_t rule) const {
-        const auto it = std::find_if(symbols.begin(), symbols.end(), [=](const auto & symbol) { return symbol.second == rule; });
+        const auto it =
+            std::find_if(symbols.begin(), symbols.end(), [=](const auto & symbol) { return symbol.second == rule; });
         return it == symbols.end() ? "?" : it->first;
     }
 
@@ -165,7 +171,7 @@ private:
         if (paths[rule] > 0.0) {
             return paths[rule];
         }
-        open[rule] = true;
+        open[rule]      = true;
         double n_paths  = 1.0;
         bool   at_begin = true;
         for (const auto & element : rules[rule]) {
@@ -178,7 +184,7 @@ private:
                 at_begin = false;
             }
         }
-        open[rule] = false;
+        open[rule]         = false;
         return paths[rule] = n_paths;
     }
 };
@@ -189,7 +195,7 @@ void check_grammar(const llama_vocab * vocab, const std::string & text) {
     check_shape(text);
     llama_grammar_parser parser(vocab);
     try {
-        for (const char * pos = skip_space(text.c_str()); *pos != '\0'; ) {
+        for (const char * pos = skip_space(text.c_str()); *pos != '\0';) {
             pos = parser.parse_rule(pos);
         }
     } catch (const std::exception & error) {

@@ -18,10 +18,14 @@ reward_mode mode_of(const llama_cparams & cparams) {
 }
 
 inserted_graph::inserted_graph(const llama_model & base, const inserted_part & inserted, const llm_graph_params & params) :
-    llm_graph_context(params), model(base), part(inserted), mode(mode_of(params.cparams)) {}
+    llm_graph_context(params),
+    model(base),
+    part(inserted),
+    mode(mode_of(params.cparams)) {}
 
 void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
     if (part.spec.width > 0 && il >= 0 && il < part.n_layer) {
+        // clang-format off
         if (strcmp(name, "attn_norm"  ) == 0) { on_attn_norm(cur, il); }
         if (strcmp(name, "attn_norm_2") == 0) { on_attn_input(cur, {}, il); }
         if (strcmp(name, "Qcur_normed") == 0) { q_normed = cur;        }
@@ -31,6 +35,7 @@ void inserted_graph::tap(ggml_tensor * cur, const char * name, int il) {
         if (strcmp(name, "ffn_norm"   ) == 0) { on_ffn_norm (cur, il); }
         if (strcmp(name, "ffn_up"     ) == 0) { on_ffn_up   (cur, il); }
         if (strcmp(name, "l_out"      ) == 0) { on_l_out    (cur, il); }
+        // clang-format on
     }
     if (strcmp(name, "attn_post_norm") == 0 || strcmp(name, "ffn_post_norm") == 0) { // some without their layer
         post_normed = cur;
@@ -60,8 +65,8 @@ static ggml_tensor * product_input(const ggml_tensor * cur) {
 
 // Heads of n channels, stacked in the rows of a product: [n, n_heads, T].
 static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * product, int64_t n, int64_t first, int64_t n_heads) {
-    const size_t size = n*sizeof(float);
-    return ggml_view_3d(ctx, product, n, n_heads, product->ne[1], size, product->nb[1], first*size);
+    const size_t size = n * sizeof(float);
+    return ggml_view_3d(ctx, product, n, n_heads, product->ne[1], size, product->nb[1], first * size);
 }
 
 void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
@@ -87,7 +92,7 @@ void inserted_graph::on_attn_input(ggml_tensor * y, const query_key & base, int 
     }
 
     const auto & layer = part.layers[il];
-    attn_ins = nullptr;
+    attn_ins           = nullptr;
     if (layer.attn_qkv.tensor == nullptr) {
         return;
     }
@@ -124,8 +129,8 @@ void inserted_graph::add_attention(int64_t n_columns, int il) {
 
     ggml_tensor * attn = gather_outputs(input_of(model.layers[il].wo), n_columns);
 
-    state = build_mul_mat_add(layer.attn_output, attn, gather_outputs(attn_ins, n_columns),
-            to_residual(layer.attn_post_norm), il);
+    state =
+        build_mul_mat_add(layer.attn_output, attn, gather_outputs(attn_ins, n_columns), to_residual(layer.attn_post_norm), il);
     attn_ins = nullptr;
     cb(state, "otter_ffn_inp", il);
     ggml_build_forward_expand(gf, state);
@@ -176,8 +181,8 @@ void inserted_graph::on_l_out(ggml_tensor * h, int il) {
     if (model.layers[il].ffn_down == nullptr) { // experts
         state = build_mul_mat_add(layer.ffn_down, act_ins, nullptr, to_residual(layer.ffn_post_norm), il);
     } else {
-        state = build_mul_mat_add(layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins,
-                to_residual(layer.ffn_post_norm), il);
+        state = build_mul_mat_add(
+            layer.ffn_down, input_of(model.layers[il].ffn_down), act_ins, to_residual(layer.ffn_post_norm), il);
     }
     cb(state, "otter_l_out", il);
     ggml_build_forward_expand(gf, state);
@@ -216,7 +221,7 @@ ggml_tensor * inserted_graph::build_initial_state(ggml_tensor * h) {
         // what is multiplied with the base's embeddings is multiplied with the table's rows too
         return hparams.f_embedding_scale == 0.0f ? rows : ggml_scale(ctx0, rows, hparams.f_embedding_scale);
     }
-    return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset*sizeof(float));
+    return ggml_view_2d(ctx0, h, part.spec.width, h->ne[1], h->nb[1], part.spec.state_offset * sizeof(float));
 }
 
 inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, const query_key & base, int il) {
@@ -228,7 +233,7 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, con
     const int64_t n_query = model.hparams.n_head(layer.cache_layer);
 
     if (part.traits.joint_head_norms) {
-        ggml_tensor * q = build_joint_norm(base.q, qkv, 0,       layer.attn_q_norm, il);
+        ggml_tensor * q = build_joint_norm(base.q, qkv, 0, layer.attn_q_norm, il);
         ggml_tensor * k = build_joint_norm(base.k, qkv, n_query, layer.attn_k_norm, il);
         return { build_rope(q, il), build_rope(k, il) };
     }
@@ -238,7 +243,7 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, con
         cb(qk, "otter_qk", il);
         return {
             ggml_view_3d(ctx0, qk, n, n_query, n_tokens, qk->nb[1], qk->nb[2], 0),
-            ggml_view_3d(ctx0, qk, n, n_kv,    n_tokens, qk->nb[1], qk->nb[2], n_query*qk->nb[1]),
+            ggml_view_3d(ctx0, qk, n, n_kv, n_tokens, qk->nb[1], qk->nb[2], n_query * qk->nb[1]),
         };
     }
     GGML_ASSERT(q_norm->ne[0] == n && k_norm->ne[0] == n);
@@ -248,22 +253,21 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, con
 }
 
 // Heads of the product from `first` on, normed with the statistic of all the base's: w' * q' / rms(q) -> [n, heads, T].
-ggml_tensor * inserted_graph::build_joint_norm(ggml_tensor * base, ggml_tensor * qkv, int64_t first, ggml_tensor * w,
-        int il) {
+ggml_tensor * inserted_graph::build_joint_norm(ggml_tensor * base, ggml_tensor * qkv, int64_t first, ggml_tensor * w, int il) {
     const int64_t n = n_embd_head_k;
 
-    ggml_tensor * rows = ggml_view_2d(ctx0, qkv, w->ne[0], qkv->ne[1], qkv->nb[1], first*n*sizeof(float));
+    ggml_tensor * rows = ggml_view_2d(ctx0, qkv, w->ne[0], qkv->ne[1], qkv->nb[1], first * n * sizeof(float));
     ggml_tensor * cur  = build_partial_norm({ nullptr, base, rows, { w, nullptr } }, il);
-    return ggml_reshape_3d(ctx0, cur, n, w->ne[0]/n, cur->ne[1]);
+    return ggml_reshape_3d(ctx0, cur, n, w->ne[0] / n, cur->ne[1]);
 }
 
 ggml_tensor * inserted_graph::build_rope(ggml_tensor * cur, int il) {
     if (!part.layers[il].rotated || rope_type == LLAMA_ROPE_TYPE_NONE) {
         return cur;
     }
-    return ggml_rope_ext(ctx0, cur, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il),
-            n_rot, rope_type, n_ctx_orig, model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
-            ext_factor, attn_factor, beta_fast, beta_slow);
+    return ggml_rope_ext(ctx0, cur, find_input<llm_graph_input_pos>()->pos, model.get_rope_factors(cparams, il), n_rot,
+        rope_type, n_ctx_orig, model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il), ext_factor,
+        attn_factor, beta_fast, beta_slow);
 }
 
 // [n*heads, T]. Cache layer jl is of the same kind as the layer that it stands beside: within a window, or not.
@@ -271,33 +275,31 @@ ggml_tensor * inserted_graph::build_inserted_attn(const query_key & qk, ggml_ten
     ggml_tensor * q     = qk.q;
     float         scale = hparams.f_attention_scale;
     if (scale == 0.0f) {
-        scale = 1.0f/sqrtf(float(n_embd_head_k));
+        scale = 1.0f / sqrtf(float(n_embd_head_k));
     }
     if (hparams.attn_soft_cap) { // it caps scores that are scaled already
         q     = ggml_scale(ctx0, ggml_cont(ctx0, q), scale);
         scale = 1.0f;
     }
     if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
-        return build_attn(find_input<llm_graph_input_attn_kv>(), nullptr, nullptr, nullptr, q, qk.k, v,
-                nullptr, nullptr, nullptr, scale, jl);
+        return build_attn(
+            find_input<llm_graph_input_attn_kv>(), nullptr, nullptr, nullptr, q, qk.k, v, nullptr, nullptr, nullptr, scale, jl);
     }
-    return build_attn(find_input<llm_graph_input_attn_kv_iswa>(), nullptr, nullptr, nullptr, q, qk.k, v,
-            nullptr, nullptr, nullptr, scale, jl);
+    return build_attn(find_input<llm_graph_input_attn_kv_iswa>(), nullptr, nullptr, nullptr, q, qk.k, v, nullptr, nullptr,
+        nullptr, scale, jl);
 }
 
 // Raw outputs of every head, [n_head_outputs, T]; behind them, where asked for, the final normed h' and h.
 ggml_tensor * inserted_graph::build_heads(ggml_tensor * y, ggml_tensor * y_ins) {
-    ggml_tensor * row = nullptr;
-    const auto append = [&](ggml_tensor * cur) {
-        row = row == nullptr ? cur : ggml_concat(ctx0, row, cur, 0);
-    };
+    ggml_tensor * row    = nullptr;
+    const auto    append = [&](ggml_tensor * cur) { row = row == nullptr ? cur : ggml_concat(ctx0, row, cur, 0); };
 
     for (size_t i = 0; i < part.heads.size(); ++i) {
         ggml_tensor * input = nullptr;
         switch (part.spec.heads[i].input) {
-            case head_input::inserted: input = y_ins;                           break;
-            case head_input::base:     input = y;                               break;
-            case head_input::both:     input = ggml_concat(ctx0, y, y_ins, 0);  break;
+            case head_input::inserted: input = y_ins; break;
+            case head_input::base:     input = y; break;
+            case head_input::both:     input = ggml_concat(ctx0, y, y_ins, 0); break;
         }
         append(ggml_add(ctx0, ggml_mul_mat(ctx0, part.heads[i].weight, input), part.heads[i].bias));
     }
@@ -328,8 +330,8 @@ ggml_tensor * inserted_graph::build_norm_act(const block_weight & w, const norm_
     return w.gelu ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
 }
 
-ggml_tensor * inserted_graph::build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b,
-        const residual_input & to, int il) {
+ggml_tensor * inserted_graph::build_mul_mat_add(
+    const block_weight & w, ggml_tensor * a, ggml_tensor * b, const residual_input & to, int il) {
     if (fused(w.tensor, a->ne[1], il)) {
         return cpu_mul_mat_add(ctx0, w, a, b, to);
     }
@@ -361,18 +363,18 @@ ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in, int il) 
     if (on_cpu(il)) {
         return cpu_partial_norm(ctx0, in, part.norm);
     }
-    const float inverse_n = 1.0f/float(in.h->ne[0]);
+    const float inverse_n = 1.0f / float(in.h->ne[0]);
 
     ggml_tensor * h     = ggml_is_contiguous(in.h) ? in.h : ggml_cont(ctx0, in.h);
     ggml_tensor * h_ins = in.h_ins;
     if (part.norm.centered) {
         ggml_tensor * mean = ggml_scale(ctx0, ggml_sum_rows(ctx0, h), inverse_n);
-        h     = ggml_sub(ctx0, h, mean);
-        h_ins = ggml_sub(ctx0, in.h_ins, mean);
+        h                  = ggml_sub(ctx0, h, mean);
+        h_ins              = ggml_sub(ctx0, in.h_ins, mean);
     }
     ggml_tensor * cur = ggml_sum_rows(ctx0, ggml_sqr(ctx0, h));
-    cur = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, inverse_n, part.norm.eps));
-    cur = ggml_mul(ctx0, ggml_div(ctx0, h_ins, cur), in.ins.weight);
+    cur               = ggml_sqrt(ctx0, ggml_scale_bias(ctx0, cur, inverse_n, part.norm.eps));
+    cur               = ggml_mul(ctx0, ggml_div(ctx0, h_ins, cur), in.ins.weight);
     return in.ins.bias == nullptr ? cur : ggml_add(ctx0, cur, in.ins.bias);
 }
 

@@ -20,7 +20,7 @@ public:
     void finish();
 
 private:
-    const llama_model   & model;
+    const llama_model &   model;
     const inserted_part & part;
     const reward_mode     mode;
 
@@ -34,16 +34,19 @@ private:
     int n_nodes_with_rewards = 0;
 
     // queries and keys: the inserted ones are [n, heads, T]
-    struct query_key { ggml_tensor * q; ggml_tensor * k; };
+    struct query_key {
+        ggml_tensor * q;
+        ggml_tensor * k;
+    };
 
-    void on_attn_norm (ggml_tensor * cur, int il);
-    void on_k_normed  (ggml_tensor * cur, int il);
+    void on_attn_norm(ggml_tensor * cur, int il);
+    void on_k_normed(ggml_tensor * cur, int il);
     void on_attn_input(ggml_tensor * y, const query_key & base, int il);
-    void on_ffn_inp   (ggml_tensor * cur, int il);
-    void on_ffn_norm  (ggml_tensor * cur, int il);
-    void on_ffn_up    (ggml_tensor * cur, int il);
-    void on_ffn_input (ggml_tensor * y, ggml_tensor * h, int il);
-    void on_l_out     (ggml_tensor * cur, int il);
+    void on_ffn_inp(ggml_tensor * cur, int il);
+    void on_ffn_norm(ggml_tensor * cur, int il);
+    void on_ffn_up(ggml_tensor * cur, int il);
+    void on_ffn_input(ggml_tensor * y, ggml_tensor * h, int il);
+    void on_l_out(ggml_tensor * cur, int il);
     void on_result_norm(ggml_tensor * cur);
 
     void add_attention(int64_t n_columns, int il);
@@ -60,10 +63,10 @@ private:
 
     // products over joined inputs: one node on the CPU for few tokens, ggml's own operations otherwise
     ggml_tensor * build_norm_mul_mat(const block_weight & w, const norm_input & in, int il);
-    ggml_tensor * build_norm_act    (const block_weight & w, const norm_input & in, int il);
-    ggml_tensor * build_mul_mat_add(const block_weight & w, ggml_tensor * a, ggml_tensor * b /* or null */,
-            const residual_input & to, int il);
-    ggml_tensor * build_norm_input  (const norm_input & in, int il);
+    ggml_tensor * build_norm_act(const block_weight & w, const norm_input & in, int il);
+    ggml_tensor * build_mul_mat_add(
+        const block_weight & w, ggml_tensor * a, ggml_tensor * b /* or null */, const residual_input & to, int il);
+    ggml_tensor * build_norm_input(const norm_input & in, int il);
     ggml_tensor * build_partial_norm(const norm_input & in, int il);
     ggml_tensor * build_concat_mul_mat(ggml_tensor * w, ggml_tensor * a, ggml_tensor * b, int il);
 

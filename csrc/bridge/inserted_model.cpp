@@ -24,7 +24,8 @@ template <class base_class>
 class inserted_model final : public base_class {
 public:
     inserted_model(const llama_model_params & load_params, const insertion_spec & spec, const block_traits & traits) :
-        base_class(load_params), part(spec, traits) {}
+        base_class(load_params),
+        part(spec, traits) {}
 
     void load_arch_hparams(llama_model_loader & loader) override {
         base_class::load_arch_hparams(loader);
@@ -45,7 +46,7 @@ public:
         inserted_graph inserted(*this, part, graph_params);
 
         // the base's graph is built for the base's layers; the KV cache was made for all
-        llm_graph_params base_params = graph_params;
+        llm_graph_params base_params    = graph_params;
         base_params.hparams.n_layer_all = uint32_t(part.n_layer);
         if (mode_of(graph_params.cparams) == reward_mode::all) {
             base_params.n_outputs = graph_params.ubatch.n_tokens;
@@ -66,8 +67,8 @@ private:
 };
 
 template <class base_class>
-std::unique_ptr<llama_model_base> create(const llama_model_params & params, const insertion_spec & spec,
-        const block_traits & traits) {
+std::unique_ptr<llama_model_base> create(
+    const llama_model_params & params, const insertion_spec & spec, const block_traits & traits) {
     return std::make_unique<inserted_model<base_class>>(params, spec, traits);
 }
 
@@ -85,14 +86,14 @@ block_traits traits_of(uint32_t features) {
 
 #define OTTER_MODEL(name, class_name, features) { name, create<llama_model_##class_name>, features },
 constexpr struct {
-    const char * name;
+    const char *                         name;
     decltype(&create<llama_model_llama>) create;
-    uint32_t     features;
+    uint32_t                             features;
 } architectures[] = { OTTER_ARCHITECTURES(OTTER_MODEL) };
 #undef OTTER_MODEL
 
-std::unique_ptr<llama_model_base> create_inserted_model(llm_arch arch, const llama_model_params & params,
-        const insertion_spec & spec) {
+std::unique_ptr<llama_model_base> create_inserted_model(
+    llm_arch arch, const llama_model_params & params, const insertion_spec & spec) {
     for (const auto & known : architectures) {
         if (llm_arch_from_string(known.name) == arch) {
             auto model  = known.create(params, spec, traits_of(known.features));
@@ -100,14 +101,15 @@ std::unique_ptr<llama_model_base> create_inserted_model(llm_arch arch, const lla
             return model;
         }
     }
-    throw otter_error(error_kind::unsupported, std::string("architecture '") + llm_arch_name(arch) +
+    throw otter_error(error_kind::unsupported,
+        std::string("architecture '") + llm_arch_name(arch) +
             "' cannot be widened; otter-gguf info --architectures lists those that can");
 }
 
 // Let the loader see the sidecar as one more file of the model, as it does with the shards of a split model.
 void append_sidecar(llama_model_loader & ml, const std::string & path) {
-    ggml_context * ctx = nullptr;
-    const gguf_context_ptr gguf { gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ &ctx }) };
+    ggml_context *         ctx = nullptr;
+    const gguf_context_ptr gguf { gguf_init_from_file(path.c_str(), { /*.no_alloc =*/true, /*.ctx =*/&ctx }) };
     if (!gguf) {
         throw std::runtime_error("cannot read " + path);
     }
@@ -120,9 +122,9 @@ void append_sidecar(llama_model_loader & ml, const std::string & path) {
             throw std::runtime_error(std::string("tensor ") + cur->name + " stands in the base and in the sidecar");
         }
         ml.n_elements += uint64_t(ggml_nelements(cur));
-        ml.n_bytes    += ggml_nbytes(cur);
-        ml.size_data  += ggml_nbytes(cur);
-        ml.n_tensors  += 1;
+        ml.n_bytes += ggml_nbytes(cur);
+        ml.size_data += ggml_nbytes(cur);
+        ml.n_tensors += 1;
         ml.weights_map.emplace(cur->name, llama_model_loader::llama_tensor_weight(ml.files.back().get(), idx, gguf.get(), cur));
     }
 }
@@ -137,7 +139,7 @@ std::vector<llama_device> choose_devices(llama_model_params params) {
     params.progress_callback = nullptr;
 
     const std::unique_ptr<llama_model, decltype(&llama_model_free)> probe(
-            llama_model_init_from_user(metadata.get(), nullptr, nullptr, params), llama_model_free);
+        llama_model_init_from_user(metadata.get(), nullptr, nullptr, params), llama_model_free);
     if (!probe) {
         throw std::runtime_error("no usable device");
     }
@@ -152,11 +154,11 @@ int32_t extended_gpu_layers(int32_t n_gpu_layers, const insertion_spec & spec) {
 
 } // namespace
 
-llama_model * load_inserted_model(const std::string & path, const std::string & sidecar, const insertion_spec & spec,
-        llama_model_params params) {
+llama_model * load_inserted_model(
+    const std::string & path, const std::string & sidecar, const insertion_spec & spec, llama_model_params params) {
     std::vector<std::string> splits;
-    llama_model_loader ml(nullptr, nullptr, nullptr, path, splits, nullptr, params.load_mode, params.check_tensors,
-            params.no_alloc, params.load_mtp, params.kv_overrides, params.tensor_buft_overrides);
+    llama_model_loader       ml(nullptr, nullptr, nullptr, path, splits, nullptr, params.load_mode, params.check_tensors,
+        params.no_alloc, params.load_mtp, params.kv_overrides, params.tensor_buft_overrides);
     ml.lazy.mode = params.lazy_mode;
     if (!sidecar.empty()) {
         append_sidecar(ml, sidecar);
@@ -164,7 +166,7 @@ llama_model * load_inserted_model(const std::string & path, const std::string & 
 
     params.n_gpu_layers = extended_gpu_layers(params.n_gpu_layers, spec);
 
-    auto model = create_inserted_model(ml.get_arch(), params, spec);
+    auto model                = create_inserted_model(ml.get_arch(), params, spec);
     model->devices            = choose_devices(params);
     model->hparams.vocab_only = params.vocab_only;
     model->hparams.no_alloc   = params.no_alloc;

@@ -49,8 +49,8 @@ void inserted_part::extend_hparams(llama_hparams & hparams) {
         throw std::runtime_error("a base with multi-token prediction layers cannot hold an insertion");
     }
     if (int32_t(spec.n_head_kv.size()) != n_layer || int32_t(spec.n_ff.size()) != n_layer) {
-        throw std::runtime_error("the insertion lists " + std::to_string(spec.n_head_kv.size()) +
-                " layers, the base has " + std::to_string(n_layer));
+        throw std::runtime_error("the insertion lists " + std::to_string(spec.n_head_kv.size()) + " layers, the base has " +
+            std::to_string(n_layer));
     }
     if (n_layer + spec.n_cache_layers() > LLAMA_MAX_LAYERS) {
         throw std::runtime_error("too many layers with inserted attention for llama.cpp's KV cache");
@@ -63,14 +63,14 @@ void inserted_part::extend_hparams(llama_hparams & hparams) {
         }
         const uint32_t jl = hparams.n_layer_all++;
 
-        layers[il].cache_layer       = int32_t(jl);
-        layers[il].rotated           = rotated(hparams, traits, il);
-        hparams.n_head_kv_arr[jl]    = spec.n_head_kv[il];
-        hparams.n_head_arr[jl]       = spec.n_head_kv[il] * (hparams.n_head_arr[il]/hparams.n_head_kv_arr[il]);
-        hparams.n_ff_arr[jl]         = 0;
-        hparams.is_swa_impl[jl]      = hparams.is_swa_impl[il];
-        hparams.is_recr_impl[jl]     = hparams.is_recr_impl[il];
-        hparams.rope_pattern[jl]     = layers[il].rotated;
+        layers[il].cache_layer    = int32_t(jl);
+        layers[il].rotated        = rotated(hparams, traits, il);
+        hparams.n_head_kv_arr[jl] = spec.n_head_kv[il];
+        hparams.n_head_arr[jl]    = spec.n_head_kv[il] * (hparams.n_head_arr[il] / hparams.n_head_kv_arr[il]);
+        hparams.n_ff_arr[jl]      = 0;
+        hparams.is_swa_impl[jl]   = hparams.is_swa_impl[il];
+        hparams.is_recr_impl[jl]  = hparams.is_recr_impl[il];
+        hparams.rope_pattern[jl]  = layers[il].rotated;
     }
 
     hparams.n_embd_out_impl = spec.row_size(int32_t(hparams.n_embd));
@@ -100,23 +100,23 @@ static void create_token_table(llama_model_base & model, llama_model_loader & lo
     };
     const std::string suffix = table_suffix(head);
     loader.create_tensor(model.hparams, &plain, &plain, &plain, &plain, model.tn(LLM_TENSOR_CLS, suffix.c_str()),
-            {head.rank, model.vocab.n_tokens()}, 0);
+        { head.rank, model.vocab.n_tokens() }, 0);
 }
 
 // Forms of an architecture whose graph the inserted blocks do not follow.
 static void check_form(const llama_layer & layer, const block_traits & traits, uint32_t n_head_kv) {
     if (traits.no_ffn_norm && (layer.attn_norm_2 == nullptr) != (n_head_kv == 1)) {
         throw otter_error(error_kind::unsupported,
-                "a base with several KV heads and one norm for attention and FFN (Falcon2 11B), or one and two, cannot "
-                "hold an insertion");
+            "a base with several KV heads and one norm for attention and FFN (Falcon2 11B), or one and two, cannot "
+            "hold an insertion");
     }
     if (layer.ffn_norm == nullptr && !traits.no_ffn_norm) {
-        throw otter_error(error_kind::unsupported,
-                "a base whose attention and FFN read one norm (StableLM 2 12B) cannot hold an insertion");
+        throw otter_error(
+            error_kind::unsupported, "a base whose attention and FFN read one norm (StableLM 2 12B) cannot hold an insertion");
     }
     if (layer.attn_q_norm != nullptr && layer.attn_q_norm->ne[1] > 1) {
         throw otter_error(error_kind::unsupported,
-                "a base with a norm for each query head by itself (StableLM 2 12B) cannot hold an insertion");
+            "a base with a norm for each query head by itself (StableLM 2 12B) cannot hold an insertion");
     }
 }
 
@@ -132,26 +132,26 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         return model.create_tensor(name, ne, 0);
     };
     const float residual_scale = hp.f_residual_scale == 0.0f ? 1.0f : hp.f_residual_scale;
-    const auto create_weight = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
+    const auto  create_weight  = [&](const LLM_TN_IMPL & name, const std::initializer_list<int64_t> & ne) {
         return block_weight { create(name, ne), nullptr, norm, residual_scale, traits.gelu, traits.gated };
     };
     // a map back to the residual
     const auto create_output = [&](llm_tensor which, int32_t il, int64_t n_columns) {
-        block_weight weight = create_weight(tn(which, "otter.weight", il), {n_columns, e});
+        block_weight weight = create_weight(tn(which, "otter.weight", il), { n_columns, e });
         if (traits.output_biases) {
-            weight.bias = create(tn(which, "otter.bias", il), {e});
+            weight.bias = create(tn(which, "otter.bias", il), { e });
         }
         return weight;
     };
     const auto create_norm = [&](llm_tensor which, int32_t il) {
         return norm_weights {
-            create(tn(which, "otter.weight", il), {e}),
-            traits.layer_norm ? create(tn(which, "otter.bias", il), {e}) : nullptr,
+            create(tn(which, "otter.weight", il), { e }),
+            traits.layer_norm ? create(tn(which, "otter.bias", il), { e }) : nullptr,
         };
     };
 
     if (spec.state_table) {
-        token_embd = create(tn(LLM_TENSOR_TOKEN_EMBD, "otter.weight"), {e, model.vocab.n_tokens()});
+        token_embd = create(tn(LLM_TENSOR_TOKEN_EMBD, "otter.weight"), { e, model.vocab.n_tokens() });
     }
 
     for (int32_t il = 0; il < n_layer; ++il) {
@@ -175,14 +175,14 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         }
         if (k_ins > 0) {
             if (traits.joint_head_norms) {
-                layer.attn_q_norm = create(tn(LLM_TENSOR_ATTN_Q_NORM, "otter.weight", il), {n*q_ins});
-                layer.attn_k_norm = create(tn(LLM_TENSOR_ATTN_K_NORM, "otter.weight", il), {n*k_ins});
+                layer.attn_q_norm = create(tn(LLM_TENSOR_ATTN_Q_NORM, "otter.weight", il), { n * q_ins });
+                layer.attn_k_norm = create(tn(LLM_TENSOR_ATTN_K_NORM, "otter.weight", il), { n * k_ins });
             }
             if (base.attn_post_norm != nullptr) {
-                layer.attn_post_norm = create(tn(LLM_TENSOR_ATTN_POST_NORM, "otter.weight", il), {e});
+                layer.attn_post_norm = create(tn(LLM_TENSOR_ATTN_POST_NORM, "otter.weight", il), { e });
             }
-            layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV,  "otter.weight", il), {d + e, n*(q_ins + 2*k_ins)});
-            layer.attn_output = create_output(LLM_TENSOR_ATTN_OUT, il, n*(hp.n_head(il) + q_ins));
+            layer.attn_qkv    = create_weight(tn(LLM_TENSOR_ATTN_QKV, "otter.weight", il), { d + e, n * (q_ins + 2 * k_ins) });
+            layer.attn_output = create_output(LLM_TENSOR_ATTN_OUT, il, n * (hp.n_head(il) + q_ins));
 
             // the cache layer shifts its keys with the rotary factors of the layer it stands beside
             auto & cache_layer = model.layers[layer.cache_layer];
@@ -198,9 +198,9 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
                 layer.ffn_norm = create_norm(LLM_TENSOR_FFN_NORM, il);
             }
             if (base.ffn_post_norm != nullptr) {
-                layer.ffn_post_norm = create(tn(LLM_TENSOR_FFN_POST_NORM, "otter.weight", il), {e});
+                layer.ffn_post_norm = create(tn(LLM_TENSOR_FFN_POST_NORM, "otter.weight", il), { e });
             }
-            layer.ffn_up   = create_weight(tn(LLM_TENSOR_FFN_UP, "otter.weight", il), {d + e, (traits.gated ? 2 : 1)*f_ins});
+            layer.ffn_up = create_weight(tn(LLM_TENSOR_FFN_UP, "otter.weight", il), { d + e, (traits.gated ? 2 : 1) * f_ins });
             layer.ffn_down = create_output(LLM_TENSOR_FFN_DOWN, il, f_base + f_ins);
         }
     }
@@ -216,8 +216,8 @@ void inserted_part::create_tensors(llama_model_base & model, llama_model_loader 
         const std::string bias   = head.name + ".otter.bias";
 
         inserted_head_tensors tensors;
-        tensors.weight = create(tn(LLM_TENSOR_CLS_OUT, weight.c_str()), {columns, head.n_outputs()});
-        tensors.bias   = create(tn(LLM_TENSOR_CLS_OUT, bias.c_str()),   {head.n_outputs()});
+        tensors.weight = create(tn(LLM_TENSOR_CLS_OUT, weight.c_str()), { columns, head.n_outputs() });
+        tensors.bias   = create(tn(LLM_TENSOR_CLS_OUT, bias.c_str()), { head.n_outputs() });
         heads.push_back(tensors);
         if (head.is_vocabulary()) {
             create_token_table(model, loader, head);

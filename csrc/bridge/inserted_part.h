@@ -51,7 +51,7 @@ struct inserted_part {
 
     int32_t n_layer = 0; // L of the base
 
-    ggml_tensor * token_embd  = nullptr; // [e, V], state source `table`
+    ggml_tensor * token_embd = nullptr; // [e, V], state source `table`
     norm_weights  output_norm;
 
     std::vector<inserted_layer>        layers;

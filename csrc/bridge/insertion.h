@@ -22,14 +22,14 @@ struct inserted_head {
     int32_t     rank     = 0; // columns of the token table; 0 = value head
 
     bool    is_vocabulary() const { return rank > 0; }
-    int32_t n_outputs()     const { return is_vocabulary() ? rank + 1 : n_labels; } // floats in a row
+    int32_t n_outputs() const { return is_vocabulary() ? rank + 1 : n_labels; } // floats in a row
 };
 
 // Mirrors otter_gguf.config.InsertionConfig (symbols: docs/method.md).
 struct insertion_spec {
-    int32_t width        = 0;     // e
-    bool    state_table  = false; // h'_0 from a table [V, e], not from a slice of the embedded state
-    int32_t state_offset = 0;     // first channel of the slice
+    int32_t width         = 0;     // e
+    bool    state_table   = false; // h'_0 from a table [V, e], not from a slice of the embedded state
+    int32_t state_offset  = 0;     // first channel of the slice
     bool    hidden_states = false; // rows carry the final normed h' and h behind the heads' outputs
 
     std::vector<int32_t>       n_head_kv; // k' of each layer
@@ -52,10 +52,7 @@ enum class reward_mode {
 // Load a base with its inserted part. `sidecar` empty: the inserted tensors stand in the base's file (merged).
 // Throws std::exception; llama.cpp's reasons are in its log.
 llama_model * load_inserted_model(
-        const std::string        & path,
-        const std::string        & sidecar,
-        const insertion_spec     & spec,
-        llama_model_params         params);
+    const std::string & path, const std::string & sidecar, const insertion_spec & spec, llama_model_params params);
 
 void set_reward_mode(llama_context * ctx, reward_mode mode);
 

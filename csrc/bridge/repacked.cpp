@@ -16,7 +16,7 @@ bool is_repacked(const ggml_tensor * weight) {
 void repacked_product(const ggml_tensor * weight, int64_t begin, int64_t end, const void * input, float * out) {
     if (begin < end) {
         ggml_gemv_q4_0_8x8_q8_0(int(weight->ne[0]), out, size_t(weight->ne[1]),
-                (const char *) weight->data + size_t(begin)*weight->nb[1], input, 1, int(end - begin));
+            (const char *) weight->data + size_t(begin) * weight->nb[1], input, 1, int(end - begin));
     }
 }
 

@@ -38,7 +38,7 @@ struct token_batch {
     const int32_t * tokens;
     const int32_t * positions;
     const int32_t * sequences;
-    const bool    * outputs;
+    const bool *    outputs;
     int32_t         n_tokens;
 };
 
@@ -71,21 +71,21 @@ public:
     const float *      logits() const;
     const float *      logits_row(int32_t row) const;
     std::vector<float> rewards() const;                    // [n_outputs, n_rewards], calibrated
-    const float *      rows()   const { return last_rows; } // [n_outputs, row_size], raw
+    const float *      rows() const { return last_rows; } // [n_outputs, row_size], raw
 
     // Of a vocabulary head, counted among these alone: the raw queries, [n_outputs, rank + 1], and the calibrated
     // scores of next tokens after the token of an output row: of n candidates, or of all (null: n is ignored).
     std::vector<float> queries(int32_t head) const;
     std::vector<float> vocabulary_scores(int32_t head, int32_t row, const int32_t * candidates, int32_t n);
 
-    int32_t            n_outputs() const { return n_last_outputs; }
+    int32_t n_outputs() const { return n_last_outputs; }
 
-    void sequence_copy  (int32_t source, int32_t target, int32_t begin, int32_t end);
+    void sequence_copy(int32_t source, int32_t target, int32_t begin, int32_t end);
     // False, and nothing is removed: llama.cpp cannot, or layers with a window could not go on at begin.
-    bool sequence_remove(int32_t sequence, int32_t begin, int32_t end);
-    void sequence_keep  (int32_t sequence);
+    bool    sequence_remove(int32_t sequence, int32_t begin, int32_t end);
+    void    sequence_keep(int32_t sequence);
     int32_t sequence_max_position(int32_t sequence) const;
-    void clear();
+    void    clear();
 
     // Move the tokens at positions [begin, end) of a sequence by delta, their keys with them. The last decode's outputs
     // are gone then. What stands where they go must have been removed. ConfigError unless can_shift.
@@ -123,7 +123,7 @@ private:
     int64_t  t_abort_poll_us = 0;
 
     std::unique_ptr<llama_context, decltype(&llama_free)> handle;
-    const bool shiftable;
+    const bool                                            shiftable;
 
     mutable std::atomic<bool> busy { false };
 
@@ -138,7 +138,7 @@ private:
 
     template <class row_reader>
     void feed_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position, int32_t n_chunk,
-            reward_mode mode, const row_reader & read_rows);
+        reward_mode mode, const row_reader & read_rows);
 
     void leave_family(int32_t sequence);
     void check_shift(int32_t sequence, int32_t first, int32_t last, int32_t delta) const;

@@ -12,8 +12,8 @@ class exclusive {
 public:
     exclusive(std::atomic<bool> & flag, const char * what) : busy(flag) {
         if (busy.exchange(true)) {
-            throw engine_error(std::string("this ") + what + " is in use by another thread: give each thread a " + what +
-                    " of its own");
+            throw engine_error(
+                std::string("this ") + what + " is in use by another thread: give each thread a " + what + " of its own");
         }
     }
     ~exclusive() { busy = false; }

@@ -14,7 +14,7 @@ static void softmax(const float * raw, size_t n, float * out) {
     float       sum     = 0.0f;
     for (size_t i = 0; i < n; ++i) {
         out[i] = expf(raw[i] - highest);
-        sum   += out[i];
+        sum += out[i];
     }
     for (size_t i = 0; i < n; ++i) {
         out[i] /= sum;
@@ -25,14 +25,14 @@ void calibration::apply(const float * raw, float * rewards) const {
     const size_t n = scale.size();
     switch (activation) {
         case activation::none:    std::copy(raw, raw + n, rewards); break;
-        case activation::softmax: softmax(raw, n, rewards);         break;
+        case activation::softmax: softmax(raw, n, rewards); break;
         case activation::tanh:    std::transform(raw, raw + n, rewards, tanhf); break;
         case activation::sigmoid:
-            std::transform(raw, raw + n, rewards, [](float x) { return 1.0f/(1.0f + expf(-x)); });
+            std::transform(raw, raw + n, rewards, [](float x) { return 1.0f / (1.0f + expf(-x)); });
             break;
     }
     for (size_t i = 0; i < n; ++i) {
-        rewards[i] = scale[i]*rewards[i] + shift[i];
+        rewards[i] = scale[i] * rewards[i] + shift[i];
     }
 }
 
@@ -50,13 +50,11 @@ void insertion::rewards(const float * row, float * rewards) const {
 // A row of a tensor as floats: in place, or in the buffer.
 static const float * read_row(const ggml_tensor * tensor, const char * row, std::vector<float> & buffer) {
     switch (tensor->type) {
-        case GGML_TYPE_F32:
-            return (const float *) row;
+        case GGML_TYPE_F32: return (const float *) row;
         case GGML_TYPE_F16: // with the processor's instruction; the traits' function has none
             ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) row, buffer.data(), tensor->ne[0]);
             break;
-        default:
-            ggml_get_type_traits(tensor->type)->to_float(row, buffer.data(), tensor->ne[0]);
+        default: ggml_get_type_traits(tensor->type)->to_float(row, buffer.data(), tensor->ne[0]);
     }
     return buffer.data();
 }
@@ -71,8 +69,8 @@ void vocabulary_head::scores(const float * row, const int32_t * candidates, int6
     const auto score_range = [&](int64_t begin, int64_t end) {
         std::vector<float> buffer(static_cast<size_t>(n_rank));
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t token = candidates ? candidates[i] : i;
-            const float * values = read_row(table, (const char *) table->data + size_t(token)*table->nb[1], buffer);
+            const int64_t token  = candidates ? candidates[i] : i;
+            const float * values = read_row(table, (const char *) table->data + size_t(token) * table->nb[1], buffer);
 
             float raw = 0.0f;
             vec_dot(int(n_rank), &raw, 0, values, 0, query, 0, 1);
@@ -81,13 +79,13 @@ void vocabulary_head::scores(const float * row, const int32_t * candidates, int6
         }
     };
 
-    const int64_t n_parts = std::max<int64_t>(1, std::min<int64_t>(n_threads, n*n_rank/min_values));
+    const int64_t n_parts = std::max<int64_t>(1, std::min<int64_t>(n_threads, n * n_rank / min_values));
 
     std::vector<std::future<void>> parts;
     for (int64_t i = 1; i < n_parts; ++i) {
-        parts.push_back(std::async(std::launch::async, score_range, n*i/n_parts, n*(i + 1)/n_parts));
+        parts.push_back(std::async(std::launch::async, score_range, n * i / n_parts, n * (i + 1) / n_parts));
     }
-    score_range(0, n/n_parts);
+    score_range(0, n / n_parts);
     for (auto & part : parts) {
         part.get();
     }

@@ -82,7 +82,7 @@ void set_log_listener(log_listener listener) {
 }
 
 std::string take_log_errors() {
-    log_state & log = state();
+    log_state &                       log = state();
     const std::lock_guard<std::mutex> lock(log.mutex);
 
     std::string joined;

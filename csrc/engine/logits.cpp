@@ -53,9 +53,7 @@ private:
         float   key;
     };
 
-    static bool better(const entry & a, const entry & b) {
-        return a.key > b.key || (a.key == b.key && a.token < b.token);
-    }
+    static bool better(const entry & a, const entry & b) { return a.key > b.key || (a.key == b.key && a.token < b.token); }
 
     const size_t       size;
     std::vector<entry> entries;
@@ -99,22 +97,22 @@ constexpr float exp_is_zero = -88.0f;
 // exp(x) for x from exp_is_zero to 0: 2^n times the Taylor polynomial of degree 7 on the rest, whose own error
 // (|rest| <= ln(2)/2) is 5e-9.
 inline float exp_of_negative(float x) {
-    constexpr float shifter = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    constexpr float shifter  = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f; // high * n is exact
 
-    const float shifted = x*1.44269504f + shifter;
+    const float shifted = x * 1.44269504f + shifter;
     const float n       = shifted - shifter;
-    const float r       = (x - n*ln2_high) - n*ln2_low;
+    const float r       = (x - n * ln2_high) - n * ln2_low;
 
-    const float tail = ((r*(1.0f/5040.0f) + 1.0f/720.0f)*r + 1.0f/120.0f)*r + 1.0f/24.0f;
-    const float sum  = (((tail*r + 1.0f/6.0f)*r + 0.5f)*r + 1.0f)*r + 1.0f;
+    const float tail = ((r * (1.0f / 5040.0f) + 1.0f / 720.0f) * r + 1.0f / 120.0f) * r + 1.0f / 24.0f;
+    const float sum  = (((tail * r + 1.0f / 6.0f) * r + 0.5f) * r + 1.0f) * r + 1.0f;
 
     uint32_t bits;
     std::memcpy(&bits, &shifted, sizeof(bits));
     bits = (bits + 127u) << 23; // the exponent field of 2^n; what the shifter left above it falls out
     float power;
     std::memcpy(&power, &bits, sizeof(power));
-    return sum*power;
+    return sum * power;
 }
 
 struct softmax_sums {
@@ -130,27 +128,27 @@ softmax_sums sum_softmax(const float * logits, int32_t n) {
     }
     std::array<double, n_lanes> z {};
     std::array<double, n_lanes> weighted {};
-    block_values values;
-    block_values exps;
+    block_values                values;
+    block_values                exps;
     for (int32_t begin = 0; begin < n; begin += block) {
         read_block(logits + begin, n - begin, values);
         for (size_t i = 0; i < block; ++i) {
             const float x = values[i] - shift;
-            values[i] = x < exp_is_zero ? exp_is_zero : x; // NaN stays NaN
+            values[i]     = x < exp_is_zero ? exp_is_zero : x; // NaN stays NaN
         }
         for (size_t i = 0; i < block; ++i) {
             exps[i] = exp_of_negative(values[i]);
         }
         for (size_t i = 0; i < block; i += n_lanes) {
             for (size_t j = 0; j < n_lanes; ++j) {
-                z[j]        += double(exps[i + j]);
-                weighted[j] += double(exps[i + j])*double(values[i + j]);
+                z[j] += double(exps[i + j]);
+                weighted[j] += double(exps[i + j]) * double(values[i + j]);
             }
         }
     }
     softmax_sums sums = { shift, 0.0, 0.0 };
     for (size_t j = 0; j < n_lanes; ++j) {
-        sums.z        += z[j];
+        sums.z += z[j];
         sums.weighted += weighted[j];
     }
     if (!std::isfinite(sums.z) || !std::isfinite(shift)) {
@@ -201,7 +199,7 @@ double entropy(const float * logits, int32_t n) {
     if (sums.z == 0.0) {
         throw config_error("the logits are minus infinity, all of them");
     }
-    return std::max(0.0, std::log(sums.z) - sums.weighted/sums.z);
+    return std::max(0.0, std::log(sums.z) - sums.weighted / sums.z);
 }
 
 } // namespace otter

@@ -17,7 +17,7 @@ llama_model_params to_llama_params(const model_options & options, std::vector<fl
     if (!options.tensor_split.empty()) {
         if (options.tensor_split.size() > llama_max_devices()) {
             throw config_error("tensor_split lists " + std::to_string(options.tensor_split.size()) +
-                    " devices, llama.cpp was built for at most " + std::to_string(llama_max_devices()));
+                " devices, llama.cpp was built for at most " + std::to_string(llama_max_devices()));
         }
         tensor_split = options.tensor_split;
         tensor_split.resize(llama_max_devices(), 0.0f);
@@ -28,11 +28,10 @@ llama_model_params to_llama_params(const model_options & options, std::vector<fl
     params.main_gpu      = options.main_gpu;
     params.check_tensors = options.check_tensors;
     params.vocab_only    = options.vocab_only;
-    params.load_mode     = options.use_mmap ?
-        (options.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_AUTO) :
-        (options.use_mlock ? LLAMA_LOAD_MODE_MLOCK      : LLAMA_LOAD_MODE_NONE);
+    params.load_mode     = options.use_mmap ? (options.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_AUTO)
+                                            : (options.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
 
-    params.progress_callback           = [](float progress, void * data) {
+    params.progress_callback = [](float progress, void * data) {
         const auto & callback = static_cast<const model_options *>(data)->progress;
         return !callback || callback(progress);
     };
@@ -45,15 +44,14 @@ llama_model * load(const std::string & path, const model_options & options, cons
     if (!options.sidecar.empty()) {
         check_path(options.sidecar);
     }
-    std::vector<float> tensor_split;
+    std::vector<float>       tensor_split;
     const llama_model_params params = to_llama_params(options, tensor_split);
 
     take_log_errors();
     std::string reason;
     try {
-        llama_model * loaded = inserted ?
-            load_inserted_model(path, options.sidecar, inserted->spec, params) :
-            llama_model_load_from_file(path.c_str(), params);
+        llama_model * loaded = inserted ? load_inserted_model(path, options.sidecar, inserted->spec, params)
+                                        : llama_model_load_from_file(path.c_str(), params);
         if (loaded != nullptr) {
             return loaded;
         }
@@ -73,7 +71,7 @@ llama_model * load(const std::string & path, const model_options & options, cons
 template <class element, class fill_function>
 std::vector<element> fill_buffer(size_t guess, const fill_function & fill) {
     std::vector<element> buffer(guess);
-    int32_t n = fill(buffer.data(), int32_t(buffer.size()));
+    int32_t              n = fill(buffer.data(), int32_t(buffer.size()));
     if (n < 0) {
         if (n == INT32_MIN) {
             throw engine_error("text is too long for llama.cpp's tokenizer");
@@ -88,7 +86,8 @@ std::vector<element> fill_buffer(size_t guess, const fill_function & fill) {
 } // namespace
 
 model::model(const std::string & path, const model_options & options, std::optional<insertion> inserted_part) :
-    inserted(std::move(inserted_part)), handle(load(path, options, inserted), llama_model_free) {
+    inserted(std::move(inserted_part)),
+    handle(load(path, options, inserted), llama_model_free) {
     if (!inserted || options.vocab_only) {
         return;
     }
@@ -104,8 +103,8 @@ model::model(const std::string & path, const model_options & options, std::optio
 
 const vocabulary_head & model::vocabulary(int32_t head) const {
     if (head < 0 || size_t(head) >= vocabulary_heads.size()) {
-        throw config_error("vocabulary head " + std::to_string(head) + ", the model has " +
-                std::to_string(vocabulary_heads.size()));
+        throw config_error(
+            "vocabulary head " + std::to_string(head) + ", the model has " + std::to_string(vocabulary_heads.size()));
     }
     return vocabulary_heads[size_t(head)];
 }
@@ -130,7 +129,7 @@ std::vector<llama_token> model::tokenize(const std::string & text, bool add_spec
 void model::check_token(llama_token token) const {
     if (token < 0 || token >= llama_vocab_n_tokens(vocab())) {
         throw config_error("token " + std::to_string(token) + " is outside the vocabulary of " +
-                std::to_string(llama_vocab_n_tokens(vocab())));
+            std::to_string(llama_vocab_n_tokens(vocab())));
     }
 }
 
@@ -138,7 +137,7 @@ std::string model::detokenize(const std::vector<llama_token> & tokens, bool spec
     for (const llama_token token : tokens) {
         check_token(token);
     }
-    const auto text = fill_buffer<char>(8*tokens.size() + 32, [&](char * buffer, int32_t n) {
+    const auto text = fill_buffer<char>(8 * tokens.size() + 32, [&](char * buffer, int32_t n) {
         return llama_detokenize(vocab(), tokens.data(), int32_t(tokens.size()), buffer, n, false, special);
     });
     return { text.begin(), text.end() };
@@ -146,9 +145,8 @@ std::string model::detokenize(const std::vector<llama_token> & tokens, bool spec
 
 std::string model::token_text(llama_token token, bool special) const {
     check_token(token);
-    const auto text = fill_buffer<char>(32, [&](char * buffer, int32_t n) {
-        return llama_token_to_piece(vocab(), token, buffer, n, 0, special);
-    });
+    const auto text = fill_buffer<char>(
+        32, [&](char * buffer, int32_t n) { return llama_token_to_piece(vocab(), token, buffer, n, 0, special); });
     return { text.begin(), text.end() };
 }
 

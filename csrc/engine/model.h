@@ -18,9 +18,9 @@ namespace otter {
 
 struct model_options {
     std::string        sidecar;
-    int32_t            n_gpu_layers  = -1;
-    llama_split_mode   split_mode    = LLAMA_SPLIT_MODE_LAYER;
-    int32_t            main_gpu      = 0;
+    int32_t            n_gpu_layers = -1;
+    llama_split_mode   split_mode   = LLAMA_SPLIT_MODE_LAYER;
+    int32_t            main_gpu     = 0;
     std::vector<float> tensor_split;
     bool               use_mmap      = true;
     bool               use_mlock     = false;
@@ -37,7 +37,7 @@ public:
     model(const model &)             = delete;
     model & operator=(const model &) = delete;
 
-    llama_model       * get()   const { return handle.get(); }
+    llama_model *       get() const { return handle.get(); }
     const llama_vocab * vocab() const { return llama_model_get_vocab(handle.get()); }
 
     const std::optional<insertion> inserted;
@@ -45,11 +45,11 @@ public:
     // ConfigError if there are not that many vocabulary heads
     const vocabulary_head & vocabulary(int32_t head) const;
 
-    int32_t n_layer()   const;
+    int32_t n_layer() const;
     int32_t n_rewards() const { return inserted ? inserted->spec.n_rewards() : 0; }
-    int32_t row_size()  const { return inserted ? inserted->spec.row_size(llama_model_n_embd(get())) : 0; }
+    int32_t row_size() const { return inserted ? inserted->spec.row_size(llama_model_n_embd(get())) : 0; }
 
-    std::vector<llama_token> tokenize  (const std::string & text, bool add_special, bool parse_special) const;
+    std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special) const;
     std::string              detokenize(const std::vector<llama_token> & tokens, bool special) const;
     std::string              token_text(llama_token token, bool special) const;
     std::string              description() const;

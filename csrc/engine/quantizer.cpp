@@ -87,7 +87,7 @@ thread_local log_reader * active_reader = nullptr;
 
 std::vector<llama_model_kv_override> to_overrides(const quantize_options & options) {
     std::vector<llama_model_kv_override> overrides;
-    const auto copy = [](char (&to)[128], const std::string & from) {
+    const auto                           copy = [](char (&to)[128], const std::string & from) {
         std::strncpy(to, from.c_str(), sizeof(to) - 1); // longer texts are cut, as llama.cpp's own tool does
     };
     for (const auto & [key, value] : options.metadata) {
@@ -125,23 +125,23 @@ quantize_report run(const std::string & source, const std::string & target, cons
     importance.push_back({ nullptr, nullptr, 0 });
 
     llama_model_quantize_params params = llama_model_quantize_default_params();
-    params.nthread              = options.n_threads;
-    params.ftype                = options.file_type;
-    params.output_tensor_type   = options.output_tensor_type;
-    params.token_embedding_type = options.token_embedding_type;
-    params.allow_requantize     = true;
-    params.only_copy            = options.only_copy;
-    params.pure                 = options.pure;
-    params.keep_split           = options.keep_split;
-    params.dry_run              = options.dry_run;
-    params.imatrix              = options.importance.empty() ? nullptr : importance.data();
-    params.kv_overrides         = overrides.data();
+    params.nthread                     = options.n_threads;
+    params.ftype                       = options.file_type;
+    params.output_tensor_type          = options.output_tensor_type;
+    params.token_embedding_type        = options.token_embedding_type;
+    params.allow_requantize            = true;
+    params.only_copy                   = options.only_copy;
+    params.pure                        = options.pure;
+    params.keep_split                  = options.keep_split;
+    params.dry_run                     = options.dry_run;
+    params.imatrix                     = options.importance.empty() ? nullptr : importance.data();
+    params.kv_overrides                = overrides.data();
 
     log_reader reader(options);
     take_log_errors();
-    active_reader = &reader;
+    active_reader     = &reader;
     const bool failed = llama_model_quantize(source.c_str(), target.c_str(), &params) != 0;
-    active_reader = nullptr;
+    active_reader     = nullptr;
     if (failed) {
         throw engine_error("llama.cpp cannot quantize " + source + ": " + quantizer_reason());
     }
@@ -153,12 +153,12 @@ void check_type(const gguf_file & file, const tensor_entry & info, ggml_type typ
     uint64_t   n_bytes = 0;
     const auto problem = tensor_size_problem(type, info.ne.data(), info.n_dims, &n_bytes);
     if (!problem.empty()) {
-        throw config_error(cat(file.path(), ": tensor ", quoted(info.name), " cannot be ", tensor_type_name(type), ": ",
-                problem));
+        throw config_error(
+            cat(file.path(), ": tensor ", quoted(info.name), " cannot be ", tensor_type_name(type), ": ", problem));
     }
     if (ggml_quantize_requires_imatrix(type) && options.importance.count(std::string(info.name)) == 0) {
         throw config_error(cat(file.path(), ": tensor ", quoted(info.name), " needs importance values to be ",
-                tensor_type_name(type), ", and the importance matrix has none for it"));
+            tensor_type_name(type), ", and the importance matrix has none for it"));
     }
 }
 
@@ -167,8 +167,7 @@ void check_plan(const base_parts & parts, const quantize_report & plan, const qu
         for (const tensor_entry & info : file->tensors()) {
             const auto found = plan.types.find(std::string(info.name));
             if (found == plan.types.end()) {
-                throw engine_error(cat(file->path(), ": llama.cpp's quantizer says nothing of tensor ",
-                        quoted(info.name)));
+                throw engine_error(cat(file->path(), ": llama.cpp's quantizer says nothing of tensor ", quoted(info.name)));
             }
             if (found->second != info.type && !plan.needs_importance) {
                 check_type(*file, info, found->second, options);
@@ -189,9 +188,9 @@ quantize_report quantize_model(const std::string & source, const std::string & t
     const gguf_file  file(source);
     const base_parts parts(file);
 
-    quantize_options dry = options;
-    dry.dry_run  = true;
-    dry.progress = nullptr;
+    quantize_options dry       = options;
+    dry.dry_run                = true;
+    dry.progress               = nullptr;
     const quantize_report plan = run(source, target, dry);
     check_plan(parts, plan, options);
     if (!options.dry_run) {

@@ -14,7 +14,7 @@
 namespace otter {
 
 struct quantize_options {
-    llama_ftype file_type = LLAMA_FTYPE_MOSTLY_Q8_0;
+    llama_ftype file_type  = LLAMA_FTYPE_MOSTLY_Q8_0;
     bool        only_copy  = false; // every tensor as it is; file_type is ignored
     bool        pure       = false; // the file type's own tensor type everywhere, no mixture
     bool        keep_split = false; // one file for each of the source's; `target` is then their common prefix

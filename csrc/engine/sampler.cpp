@@ -49,11 +49,11 @@ void check(const model & owner, const sampler_options & options) {
     for (const auto & [token, bias] : options.logit_bias) {
         if (token < 0 || token >= n_vocab) {
             throw config_error("logit_bias names token " + std::to_string(token) + ", which is outside the vocabulary of " +
-                    std::to_string(n_vocab));
+                std::to_string(n_vocab));
         }
         if (!(bias < std::numeric_limits<float>::infinity())) {
             throw config_error("logit_bias of token " + std::to_string(token) + " is " + std::to_string(bias) +
-                    ", expected a finite number, or minus infinity to forbid the token");
+                ", expected a finite number, or minus infinity to forbid the token");
         }
     }
 }
@@ -64,8 +64,8 @@ llama_sampler_ptr build_penalties(const model & owner, const sampler_options & o
         (options.repeat_penalty == 1.0f && options.frequency_penalty == 0.0f && options.presence_penalty == 0.0f)) {
         return nullptr;
     }
-    return llama_sampler_ptr(llama_sampler_init_penalties(llama_vocab_n_tokens(owner.vocab()), last_n,
-            options.repeat_penalty, options.frequency_penalty, options.presence_penalty));
+    return llama_sampler_ptr(llama_sampler_init_penalties(llama_vocab_n_tokens(owner.vocab()), last_n, options.repeat_penalty,
+        options.frequency_penalty, options.presence_penalty));
 }
 
 llama_sampler_ptr build_grammar(const model & owner, const sampler_options & options) {
@@ -83,7 +83,7 @@ llama_sampler_ptr build_grammar(const model & owner, const sampler_options & opt
 // The order of llama.cpp's own default chain.
 llama_sampler_ptr build_choice(const sampler_options & options, uint32_t seed) {
     llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    const auto add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain.get(), sampler); };
+    const auto        add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain.get(), sampler); };
 
     if (options.temperature == 0.0f) {
         add(llama_sampler_init_greedy());
@@ -117,7 +117,8 @@ sampler_history sampler_history::clone() const {
 }
 
 sampler::sampler(std::shared_ptr<const model> model_owner, const sampler_options & given) :
-    owner(std::move(model_owner)), options(std::make_shared<sampler_options>(given)) {
+    owner(std::move(model_owner)),
+    options(std::make_shared<sampler_options>(given)) {
     check(*owner, given);
     history.penalties = build_penalties(*owner, given);
     history.grammar   = build_grammar(*owner, given);
@@ -125,7 +126,10 @@ sampler::sampler(std::shared_ptr<const model> model_owner, const sampler_options
 }
 
 sampler::sampler(const sampler & other, uint32_t seed) :
-    owner(other.owner), options(other.options), history(other.history.clone()), choice(build_choice(*options, seed)) {}
+    owner(other.owner),
+    options(other.options),
+    history(other.history.clone()),
+    choice(build_choice(*options, seed)) {}
 
 std::shared_ptr<sampler> sampler::clone(uint32_t seed) const {
     const exclusive claim(busy, "sampler");
@@ -180,12 +184,12 @@ void sampler::keep_allowed(std::vector<candidate> & tokens) {
 // The grammar judges every token by itself and is slow: it is asked about the best ones first.
 std::vector<candidate> sampler::best(const float * adjusted, const float * bonus, int32_t k) {
     const int32_t n_vocab = llama_vocab_n_tokens(owner->vocab());
-    k = std::min(k, n_vocab);
+    k                     = std::min(k, n_vocab);
     if (!history.grammar) {
         return best_tokens(adjusted, bonus, n_vocab, k);
     }
-    for (int64_t n_asked = std::max<int64_t>(64, 4*int64_t(k)); ; n_asked *= 16) {
-        auto found = best_tokens(adjusted, bonus, n_vocab, int32_t(std::min<int64_t>(n_asked, n_vocab)));
+    for (int64_t n_asked = std::max<int64_t>(64, 4 * int64_t(k));; n_asked *= 16) {
+        auto       found = best_tokens(adjusted, bonus, n_vocab, int32_t(std::min<int64_t>(n_asked, n_vocab)));
         const bool whole = int64_t(found.size()) < n_asked;
         keep_allowed(found);
         if (whole || int64_t(found.size()) >= k) {

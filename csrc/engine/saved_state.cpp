@@ -30,7 +30,7 @@ uint64_t hash(const void * data, size_t size) {
     for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
         uint64_t word = 0;
         std::memcpy(&word, bytes + i, std::min(sizeof(word), size - i));
-        result = (result ^ word)*prime;
+        result = (result ^ word) * prime;
     }
     return result;
 }
@@ -55,8 +55,8 @@ void check_state_header(const uint8_t * data, size_t size, const std::string & g
     }
     std::memcpy(&head, data, sizeof(head));
     if (head.size != size - sizeof(head)) {
-        throw config_error("the saved state has " + std::to_string(size - sizeof(head)) + " bytes behind its header, expected " +
-                std::to_string(head.size) + ": it was cut");
+        throw config_error("the saved state has " + std::to_string(size - sizeof(head)) +
+            " bytes behind its header, expected " + std::to_string(head.size) + ": it was cut");
     }
     if (head.checksum != hash(data + sizeof(head), size - sizeof(head))) {
         throw config_error("the saved state is damaged: its checksum is another");

@@ -26,7 +26,7 @@ void require(bool holds, const char * what) {
 void check_message(const std::string & text) {
     require(text.find("fuzz-0000") == 0, "an error names its file first");
     require(std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; }),
-            "an error is one line of printable ASCII");
+        "an error is one line of printable ASCII");
     require(text.size() < 16384, "an error is short");
 }
 

@@ -27,7 +27,7 @@ std::string part_suffix(uint32_t number, uint32_t count) {
 
 } // namespace
 
-base_parts::base_parts(const gguf_file & first) : files{ &first } {
+base_parts::base_parts(const gguf_file & first) : files { &first } {
     const uint32_t count = get_u16(first, "split.count").value_or(0);
     if (count < 2) {
         return;

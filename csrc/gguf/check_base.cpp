@@ -18,7 +18,8 @@ void check_tensor_extra(const gguf_file & file) {
     const kv_entry * names = file.get_array("general.tensor_extra.name", GGUF_TYPE_STRING);
     const kv_entry * flags = file.get_array("general.tensor_extra.prec_a4", GGUF_TYPE_BOOL);
     if (names != nullptr && (flags == nullptr || flags->count != names->count)) {
-        file.fail_key("general.tensor_extra.prec_a4", cat("is missing or of another length, expected ", names->count,
+        file.fail_key("general.tensor_extra.prec_a4",
+            cat("is missing or of another length, expected ", names->count,
                 " values, one for each of general.tensor_extra.name"));
     }
 }
@@ -33,8 +34,7 @@ void check_general(const gguf_file & file, problem_list & problems) {
 
 void check_alignment(const gguf_file & file) {
     if (file.alignment() % mapping_alignment != 0) {
-        file.unsupported(cat("key 'general.alignment' is ", file.alignment(), ", expected a multiple of ",
-                mapping_alignment));
+        file.unsupported(cat("key 'general.alignment' is ", file.alignment(), ", expected a multiple of ", mapping_alignment));
     }
 }
 
@@ -43,8 +43,7 @@ void check_vectors(const gguf_file & file, problem_list & problems) {
         // norm weights and biases meet F32 activations in element-wise operations, which abort on other types
         if (info.n_dims == 1 && info.type != GGML_TYPE_F32) {
             problems.attempt([&] {
-                file.fail_tensor(info.name, cat("has one dimension and type ", tensor_type_name(info.type),
-                        ", expected F32"));
+                file.fail_tensor(info.name, cat("has one dimension and type ", tensor_type_name(info.type), ", expected F32"));
             });
         }
     }
@@ -56,8 +55,8 @@ void check_embedding(const base_parts & parts, uint32_t n_vocab) {
         parts.head().fail_tensor("token_embd.weight", "is missing: not a model with weights");
     }
     if (embedding->ne[1] != n_vocab) {
-        parts.head().fail_tensor(embedding->name, cat("has ", embedding->ne[1], " rows, expected ", n_vocab,
-                ", one for each of tokenizer.ggml.tokens"));
+        parts.head().fail_tensor(embedding->name,
+            cat("has ", embedding->ne[1], " rows, expected ", n_vocab, ", one for each of tokenizer.ggml.tokens"));
     }
 }
 

@@ -144,13 +144,15 @@ private:
     }
 
     void check_f32(const f32_rule & rule) const {
-        const auto value    = file.get_f32(key(rule.name)).value_or(1.0f); // absent: as good as any
-        const bool in_range = rule.range == f32_range::any || value > 0 ||
-            (rule.range == f32_range::not_negative && value == 0);
+        const auto value = file.get_f32(key(rule.name)).value_or(1.0f); // absent: as good as any
+        const bool in_range =
+            rule.range == f32_range::any || value > 0 || (rule.range == f32_range::not_negative && value == 0);
         if (!std::isfinite(value) || !in_range) {
-            file.fail_key(key(rule.name), cat("is ", value, ", expected a finite number",
-                    rule.range == f32_range::positive     ? " above 0" :
-                    rule.range == f32_range::not_negative ? " of at least 0" : ""));
+            file.fail_key(key(rule.name),
+                cat("is ", value, ", expected a finite number",
+                    rule.range == f32_range::positive           ? " above 0"
+                        : rule.range == f32_range::not_negative ? " of at least 0"
+                                                                : ""));
         }
     }
 
@@ -195,8 +197,8 @@ private:
 
     void check_predict_layers() const {
         if (u32("nextn_predict_layers", 0) > sizes.n_layer) {
-            file.fail_key(key("nextn_predict_layers"), cat("is ", u32("nextn_predict_layers", 0),
-                    ", expected at most the ", sizes.n_layer, " layers"));
+            file.fail_key(key("nextn_predict_layers"),
+                cat("is ", u32("nextn_predict_layers", 0), ", expected at most the ", sizes.n_layer, " layers"));
         }
     }
 
@@ -213,8 +215,8 @@ private:
         const bool count_fits = group == 0 || group < sizes.n_expert;
         const bool split_fits = group < 2 || (sizes.n_expert % group == 0 && taken > 0 && taken < group);
         if (!count_fits || !split_fits) {
-            file.fail_key(key("expert_group_count"), cat("is ", group, " with ", taken, " used, for ",
-                    sizes.n_expert, " experts"));
+            file.fail_key(
+                key("expert_group_count"), cat("is ", group, " with ", taken, " used, for ", sizes.n_expert, " experts"));
         }
     }
 
@@ -230,8 +232,7 @@ private:
             return;
         }
         if (*name != "none" && *name != "linear" && *name != "yarn" && *name != "longrope") {
-            file.fail_key(key("rope.scaling.type"), cat("is ", quoted(*name),
-                    ", expected none, linear, yarn or longrope"));
+            file.fail_key(key("rope.scaling.type"), cat("is ", quoted(*name), ", expected none, linear, yarn or longrope"));
         }
         sizes.rope_scaling = *name;
     }
@@ -246,8 +247,9 @@ private:
         sizes.n_rot             = u32("rope.dimension_count", sizes.head_dim_k);
         for (uint32_t i = 0; i < sizes.n_layer; ++i) {
             if (sizes.n_head_kv[i] != 0 && sizes.n_head[i] % sizes.n_head_kv[i] != 0) {
-                file.fail_key(key("attention.head_count"), cat("is ", sizes.n_head[i], " in layer ", i,
-                        ", expected a multiple of the ", sizes.n_head_kv[i], " KV heads"));
+                file.fail_key(key("attention.head_count"),
+                    cat("is ", sizes.n_head[i], " in layer ", i, ", expected a multiple of the ", sizes.n_head_kv[i],
+                        " KV heads"));
             }
         }
     }

@@ -37,7 +37,10 @@ struct expected_tensor {
 class geometry_check {
 public:
     geometry_check(const gguf_file & head, const base_sizes & of_base, const tensor_form & of_architecture) :
-        file(head), sizes(of_base), form(of_architecture), problems(head) {}
+        file(head),
+        sizes(of_base),
+        form(of_architecture),
+        problems(head) {}
 
     void run() {
         problems.attempt([&] { uniform("attention.head_count", sizes.n_head); });
@@ -106,16 +109,18 @@ private:
 
     void heads() const {
         if (sizes.head_dim_k == 0 || sizes.head_dim_k % 2 != 0 || sizes.head_dim_k != sizes.head_dim_v) {
-            file.fail_key(key("attention.key_length"), cat("gives heads of ", sizes.head_dim_k, " for keys and ",
-                    sizes.head_dim_v, " for values, expected the same even number"));
+            file.fail_key(key("attention.key_length"),
+                cat("gives heads of ", sizes.head_dim_k, " for keys and ", sizes.head_dim_v,
+                    " for values, expected the same even number"));
         }
     }
 
     void rotated() const {
         const bool part_fits = sizes.n_rot > 0 && sizes.n_rot < sizes.head_dim_k && sizes.n_rot % 2 == 0;
         if (sizes.n_rot != sizes.head_dim_k && !(form.has(partial_rope) && part_fits)) {
-            file.fail_key(key("rope.dimension_count"), cat("is ", sizes.n_rot, ", expected the head size ",
-                    sizes.head_dim_k, form.has(partial_rope) ? " or a smaller even number" : ""));
+            file.fail_key(key("rope.dimension_count"),
+                cat("is ", sizes.n_rot, ", expected the head size ", sizes.head_dim_k,
+                    form.has(partial_rope) ? " or a smaller even number" : ""));
         }
     }
 
@@ -130,8 +135,7 @@ private:
     void output_width() const {
         const auto n_embd_out = file.get_u32(key("embedding_length_out")).value_or(0);
         if (n_embd_out != 0 && n_embd_out != sizes.n_embd) {
-            file.unsupported(cat("key ", quoted(key("embedding_length_out")), " is ", n_embd_out, ", expected ",
-                    sizes.n_embd));
+            file.unsupported(cat("key ", quoted(key("embedding_length_out")), " is ", n_embd_out, ", expected ", sizes.n_embd));
         }
     }
 
@@ -155,8 +159,7 @@ private:
         for (const char * name : { "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa" }) {
             const uint32_t size = file.get_u32(key(name)).value_or(sizes.head_dim_k);
             if (size != sizes.head_dim_k) {
-                file.unsupported(cat("key ", quoted(key(name)), " is ", size, ", expected the head size ",
-                        sizes.head_dim_k));
+                file.unsupported(cat("key ", quoted(key(name)), " is ", size, ", expected the head size ", sizes.head_dim_k));
             }
         }
         const char * name = "attention.sliding_window";
@@ -178,8 +181,8 @@ private:
         const bool whole = kv->type == GGUF_TYPE_UINT32 || kv->type == GGUF_TYPE_INT32 || kv->type == GGUF_TYPE_BOOL;
         const bool fits  = kv->is_array ? whole && kv->count == sizes.n_layer : kv->type == GGUF_TYPE_UINT32;
         if (!fits) {
-            file.fail_key(pattern, cat("is ", kv->type_name(), ", expected a u32 or one flag for each of ",
-                    sizes.n_layer, " layers"));
+            file.fail_key(
+                pattern, cat("is ", kv->type_name(), ", expected a u32 or one flag for each of ", sizes.n_layer, " layers"));
         }
     }
 
@@ -196,7 +199,9 @@ private:
 class tensor_check {
 public:
     tensor_check(const base_parts & base, const base_sizes & of_base, const tensor_form & of_architecture) :
-        parts(base), sizes(of_base), form(of_architecture) {}
+        parts(base),
+        sizes(of_base),
+        form(of_architecture) {}
 
     void run() {
         expect_tensors();
@@ -215,9 +220,7 @@ private:
     void matrix(const std::string & name, std::initializer_list<uint64_t> shape, bool required = true) {
         expected[name + ".weight"] = { shape, required, false };
     }
-    void vector(const std::string & name, uint64_t n, bool required = true) {
-        expected[name] = { { n }, required, true };
-    }
+    void vector(const std::string & name, uint64_t n, bool required = true) { expected[name] = { { n }, required, true }; }
     void norm(const std::string & name, bool required = true) {
         vector(name + ".weight", sizes.n_embd, required);
         if (form.has(layer_norms)) {
@@ -364,9 +367,8 @@ private:
         }
         const std::vector<std::string> extra = unexpected();
         if (!missing.empty() || !wrong.empty() || !extra.empty()) {
-            parts.head().fail(cat("the tensors are not those of a ", sizes.architecture, " model with ",
-                    sizes.n_layer, " layers", listed("missing", missing), listed("wrong", wrong),
-                    listed("unexpected", extra)));
+            parts.head().fail(cat("the tensors are not those of a ", sizes.architecture, " model with ", sizes.n_layer,
+                " layers", listed("missing", missing), listed("wrong", wrong), listed("unexpected", extra)));
         }
     }
 
@@ -383,13 +385,12 @@ private:
         return extra;
     }
 
-    static void compare_one(const tensor_entry & found, const expected_tensor & tensor,
-            std::vector<std::string> & wrong) {
+    static void compare_one(const tensor_entry & found, const expected_tensor & tensor, std::vector<std::string> & wrong) {
         std::vector<uint64_t> shape = tensor.shape;
         shape.resize(found.ne.size(), 1);
         if (!std::equal(shape.begin(), shape.end(), found.ne.begin())) {
             wrong.push_back(cat(found.name, " ", shape_text(found.ne.data(), found.n_dims), " expected ",
-                    shape_text(tensor.shape.data(), uint32_t(tensor.shape.size()))));
+                shape_text(tensor.shape.data(), uint32_t(tensor.shape.size()))));
         } else if (tensor.plain && found.type != GGML_TYPE_F32) {
             wrong.push_back(cat(found.name, " ", tensor_type_name(found.type), " expected F32"));
         }
@@ -410,7 +411,7 @@ private:
 
 void check_tensors(const base_parts & parts, const base_sizes & sizes) {
     const auto form = std::find_if(std::begin(tensor_forms), std::end(tensor_forms),
-            [&](const tensor_form & known) { return known.architecture == sizes.architecture; });
+        [&](const tensor_form & known) { return known.architecture == sizes.architecture; });
     if (form == std::end(tensor_forms)) {
         return;
     }

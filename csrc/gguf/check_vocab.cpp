@@ -20,28 +20,35 @@ constexpr const char * scores_key = "tokenizer.ggml.scores";
 constexpr const char * types_key  = "tokenizer.ggml.token_type";
 
 constexpr const char * bool_keys[] = {
+    // clang-format off
     "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token",
     "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces",
     "tokenizer.ggml.normalizer.lowercase", "tokenizer.ggml.normalizer.strip_accents",
+    // clang-format on
 };
 
 // Ids that steer generation: out of range they are an error.
 constexpr const char * strict_id_keys[] = {
+    // clang-format off
     "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
     "tokenizer.ggml.eom_token_id",
+    // clang-format on
 };
 
 // Ids that llama.cpp drops with a warning when they are out of range, as they are in many published files.
 constexpr const char * loose_id_keys[] = {
+    // clang-format off
     "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.seperator_token_id", "tokenizer.ggml.padding_token_id",
     "tokenizer.ggml.cls_token_id", "tokenizer.ggml.mask_token_id", "tokenizer.ggml.fim_pre_token_id",
     "tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.fim_pad_token_id",
     "tokenizer.ggml.fim_rep_token_id", "tokenizer.ggml.fim_sep_token_id", "tokenizer.ggml.prefix_token_id",
     "tokenizer.ggml.suffix_token_id", "tokenizer.ggml.middle_token_id", "tokenizer.ggml.token_type_count",
+    // clang-format on
 };
 
 // Names of pre-tokenizers that the pinned llama.cpp knows, sorted.
 constexpr std::string_view pre_tokenizers[] = {
+    // clang-format off
     "a.x-4.0", "afmoe", "bailingmoe", "bailingmoe2", "bloom", "chameleon", "chatglm-bpe", "codeshell", "cohere2moe",
     "command-r", "dbrx", "deepseek-coder", "deepseek-llm", "deepseek-r1-qwen", "deepseek-v3", "default", "exaone",
     "exaone-moe", "exaone4", "f2llmv2", "falcon", "falcon-h1", "falcon3", "gemma4", "gigachat", "glm4", "glm5",
@@ -53,12 +60,15 @@ constexpr std::string_view pre_tokenizers[] = {
     "qwen35", "refact", "roberta-bpe", "sarvam-moe", "seed-coder", "smaug-bpe", "smollm", "solar-open", "spark2_5",
     "stablelm2", "starcoder", "superbpe", "talkie", "tekken", "tiny_aya", "trillion", "ufakzeka", "viking",
     "whitespace", "youtu",
+    // clang-format on
 };
 
 // Those of them that add a BOS without being told to, and those that have no default BOS.
 constexpr std::string_view bos_adders[] = {
+    // clang-format off
     "chameleon", "falcon-h1", "falcon3", "gemma4", "granite-embed-multi-311m", "jina-v5-nano", "lfm2", "llama-bpe",
     "llama-v3", "llama3", "midm-2.0", "pixtral", "tekken",
+    // clang-format on
 };
 constexpr std::string_view without_bos[] = { "chatglm-bpe", "glm4", "glm5" };
 
@@ -139,8 +149,8 @@ private:
     void read_tokens() {
         const kv_entry * kv = file.get_array(tokens_key, GGUF_TYPE_STRING);
         if (kv == nullptr || kv->count == 0 || kv->count > max_tokens) {
-            file.fail_key(tokens_key, cat(kv == nullptr ? "is missing" : cat("has ", kv->count, " tokens"),
-                    ", expected 1 to ", max_tokens));
+            file.fail_key(tokens_key,
+                cat(kv == nullptr ? "is missing" : cat("has ", kv->count, " tokens"), ", expected 1 to ", max_tokens));
         }
         texts = file.strings(*kv);
         by_text.reserve(texts.size());
@@ -154,14 +164,14 @@ private:
         std::sort(by_text.begin(), by_text.end());
         for (size_t i = 1; i < by_text.size(); ++i) {
             if (by_text[i].text == by_text[i - 1].text) {
-                file.fail_key(tokens_key, cat("holds ", quoted(by_text[i].text), " twice, as tokens ",
-                        by_text[i - 1].id, " and ", by_text[i].id));
+                file.fail_key(tokens_key,
+                    cat("holds ", quoted(by_text[i].text), " twice, as tokens ", by_text[i - 1].id, " and ", by_text[i].id));
             }
         }
     }
 
     bool has_token(std::string_view text) const {
-        const auto it = std::lower_bound(by_text.begin(), by_text.end(), token{ text, 0 });
+        const auto it = std::lower_bound(by_text.begin(), by_text.end(), token { text, 0 });
         return it != by_text.end() && it->text == text;
     }
 
@@ -174,9 +184,7 @@ private:
     }
 
     static bool is_byte_token(std::string_view text) {
-        const auto hex = [](char c) {
-            return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F') || (c >= 'a' && c <= 'f');
-        };
+        const auto hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'F') || (c >= 'a' && c <= 'f'); };
         return text.size() == 6 && text.substr(0, 3) == "<0x" && hex(text[3]) && hex(text[4]) && text[5] == '>';
     }
 
@@ -184,8 +192,8 @@ private:
         const kv_entry * kv = token_array(types_key, GGUF_TYPE_INT32);
         for (uint32_t id = 0; kv != nullptr && id < texts.size(); ++id) {
             if (file.element<int32_t>(*kv, id) == 6 && !is_byte_token(texts[id])) {
-                file.fail_key(types_key, cat("makes token ", id, ", ", quoted(texts[id]),
-                        ", a byte token, expected a text like '<0x41>'"));
+                file.fail_key(types_key,
+                    cat("makes token ", id, ", ", quoted(texts[id]), ", a byte token, expected a text like '<0x41>'"));
             }
         }
     }
@@ -199,8 +207,8 @@ private:
         const kv_entry * kv = token_array(scores_key, GGUF_TYPE_FLOAT32);
         for (uint32_t id = 0; id < texts.size(); ++id) {
             if (!std::isfinite(file.element<float>(*kv, id))) {
-                file.fail_key(scores_key, cat("holds ", file.element<float>(*kv, id), " for token ", id,
-                        ", expected a finite number"));
+                file.fail_key(
+                    scores_key, cat("holds ", file.element<float>(*kv, id), " for token ", id, ", expected a finite number"));
             }
         }
     }
@@ -212,7 +220,8 @@ private:
             const char named[] = { '<', '0', 'x', hex[byte >> 4], hex[byte & 15], '>' };
             const char plain   = char(byte);
             if (!has_token({ named, sizeof(named) }) && (byte == 0 || !has_token({ &plain, 1 }))) {
-                file.fail_key(tokens_key, cat("has no byte token ", std::string_view(named, sizeof(named)),
+                file.fail_key(tokens_key,
+                    cat("has no byte token ", std::string_view(named, sizeof(named)),
                         ", expected all 256 in a 'llama' tokenizer"));
             }
         }
@@ -266,11 +275,11 @@ private:
 
         const bool forced = pre == "gemma4" || pre == "granite-embed-multi-311m";
         if ((forced || file.get_bool("tokenizer.ggml.add_bos_token").value_or(adds_bos)) &&
-                special_id("tokenizer.ggml.bos_token_id", default_bos) < 0) {
+            special_id("tokenizer.ggml.bos_token_id", default_bos) < 0) {
             file.fail_key("tokenizer.ggml.bos_token_id", "is missing, but a BOS token is added to every text");
         }
         if (file.get_bool("tokenizer.ggml.add_eos_token").value_or(false) &&
-                special_id("tokenizer.ggml.eos_token_id", default_eos) < 0) {
+            special_id("tokenizer.ggml.eos_token_id", default_eos) < 0) {
             file.fail_key("tokenizer.ggml.eos_token_id", "is missing, but an EOS token is added to every text");
         }
     }
@@ -284,8 +293,7 @@ private:
         }
         for (const char * text : { "</s>", "<unk>", "<s>", "<|endoftext|>" }) {
             if (!has_token(text)) {
-                file.fail_key(tokens_key, cat("has no token ", quoted(text), ", expected in a model named ",
-                        quoted(name)));
+                file.fail_key(tokens_key, cat("has no token ", quoted(text), ", expected in a model named ", quoted(name)));
             }
         }
     }

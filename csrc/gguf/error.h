@@ -15,7 +15,12 @@ enum class error_kind { file, mismatch, config, unsupported, engine, context_ful
 
 // Indexed by error_kind.
 inline constexpr std::array<const char *, 6> error_class_names = {
-    "FileError", "MismatchError", "ConfigError", "UnsupportedError", "EngineError", "ContextFullError",
+    "FileError",
+    "MismatchError",
+    "ConfigError",
+    "UnsupportedError",
+    "EngineError",
+    "ContextFullError",
 };
 
 // One line: what is wrong, where (file, key, tensor), what was expected and found, what to do.

@@ -51,20 +51,13 @@ block_scales scales_of(ggml_type type) {
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_1:
         case GGML_TYPE_Q4_K:
-        case GGML_TYPE_Q5_K:
-            return { 0, 2 };
-        case GGML_TYPE_Q2_K:
-            return { 80, 2 }; // behind scales[16], qs[64]
-        case GGML_TYPE_Q3_K:
-            return { 108, 1 }; // behind hmask[32], qs[64], scales[12]
-        case GGML_TYPE_Q6_K:
-            return { 208, 1 }; // behind ql[128], qh[64], scales[16]
-        case GGML_TYPE_TQ1_0:
-            return { 52, 1 }; // behind qs[48], qh[4]
-        case GGML_TYPE_TQ2_0:
-            return { 64, 1 }; // behind qs[64]
-        default:
-            return { 0, 1 };
+        case GGML_TYPE_Q5_K:  return { 0, 2 };
+        case GGML_TYPE_Q2_K:  return { 80, 2 }; // behind scales[16], qs[64]
+        case GGML_TYPE_Q3_K:  return { 108, 1 }; // behind hmask[32], qs[64], scales[12]
+        case GGML_TYPE_Q6_K:  return { 208, 1 }; // behind ql[128], qh[64], scales[16]
+        case GGML_TYPE_TQ1_0: return { 52, 1 }; // behind qs[48], qh[4]
+        case GGML_TYPE_TQ2_0: return { 64, 1 }; // behind qs[64]
+        default:              return { 0, 1 };
     }
 }
 
@@ -115,20 +108,13 @@ int64_t first_mxfp4(const uint8_t * data, uint64_t n_blocks) {
 int64_t first_non_finite(ggml_type type, const uint8_t * data, uint64_t n_bytes) {
     const uint64_t n_blocks = n_bytes / ggml_type_size(type);
     switch (type) {
-        case GGML_TYPE_F32:
-            return first_value<uint32_t>(data, n_blocks, f32_exponent);
-        case GGML_TYPE_F16:
-            return first_value<uint16_t>(data, n_blocks, f16_exponent);
-        case GGML_TYPE_BF16:
-            return first_value<uint16_t>(data, n_blocks, bf16_exponent);
-        case GGML_TYPE_IQ1_M:
-            return first_iq1_m(data, n_blocks);
-        case GGML_TYPE_MXFP4:
-            return first_mxfp4(data, n_blocks);
-        case GGML_TYPE_NVFP4:
-            return -1; // every byte is a finite scale to ggml
-        default:
-            return first_scale(type, data, n_blocks);
+        case GGML_TYPE_F32:   return first_value<uint32_t>(data, n_blocks, f32_exponent);
+        case GGML_TYPE_F16:   return first_value<uint16_t>(data, n_blocks, f16_exponent);
+        case GGML_TYPE_BF16:  return first_value<uint16_t>(data, n_blocks, bf16_exponent);
+        case GGML_TYPE_IQ1_M: return first_iq1_m(data, n_blocks);
+        case GGML_TYPE_MXFP4: return first_mxfp4(data, n_blocks);
+        case GGML_TYPE_NVFP4: return -1; // every byte is a finite scale to ggml
+        default:              return first_scale(type, data, n_blocks);
     }
 }
 
@@ -140,8 +126,8 @@ void check_finite(const gguf_file & file, const std::vector<std::string> & names
         }
         const int64_t i = first_non_finite(info->type, file.bytes(info->offset), info->n_bytes);
         if (i >= 0) {
-            file.fail_tensor(name, cat("holds NaN or infinity, first in ",
-                    ggml_is_quantized(info->type) ? "block " : "value ", i));
+            file.fail_tensor(
+                name, cat("holds NaN or infinity, first in ", ggml_is_quantized(info->type) ? "block " : "value ", i));
         }
     }
 }

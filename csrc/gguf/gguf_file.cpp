@@ -10,10 +10,10 @@ namespace {
 
 // Binary search in positions sorted by name.
 template <typename Entry, typename Name>
-const Entry * find_sorted(const std::vector<Entry> & entries, const std::vector<uint32_t> & order,
-        std::string_view wanted, Name name) {
-    const auto it = std::lower_bound(order.begin(), order.end(), wanted,
-            [&](uint32_t i, std::string_view text) { return name(entries[i]) < text; });
+const Entry * find_sorted(
+    const std::vector<Entry> & entries, const std::vector<uint32_t> & order, std::string_view wanted, Name name) {
+    const auto it = std::lower_bound(
+        order.begin(), order.end(), wanted, [&](uint32_t i, std::string_view text) { return name(entries[i]) < text; });
     return it != order.end() && name(entries[*it]) == wanted ? &entries[*it] : nullptr;
 }
 
@@ -27,7 +27,8 @@ std::string kv_entry::type_name() const {
 gguf_file::gguf_file(const std::string & path) : gguf_file(path, mapped_file::open(path)) {}
 
 gguf_file::gguf_file(const std::string & path, std::shared_ptr<const mapped_file> content) :
-    file_path(path), mapping(std::move(content)) {
+    file_path(path),
+    mapping(std::move(content)) {
     gguf_parser(*this).parse();
 }
 

@@ -59,7 +59,7 @@ void gguf_parser::parse() {
 void gguf_parser::need(uint64_t n_bytes, const std::string & what) {
     if (n_bytes > end - pos) {
         file.fail(cat("file ends inside ", what, ": ", n_bytes, " bytes needed at offset ", pos, ", the file has ", end,
-                "; it is truncated or damaged"));
+            "; it is truncated or damaged"));
     }
 }
 
@@ -68,7 +68,7 @@ void gguf_parser::check_count(const char * what, uint64_t n, uint64_t min_bytes,
     uint64_t n_bytes = 0;
     if (n > limit || !checked_mul(n, min_bytes, &n_bytes) || n_bytes > end - pos) {
         file.fail(cat("header claims ", n, " ", what, ", at most ", std::min(limit, (end - pos) / min_bytes),
-                " are possible in ", end, " bytes"));
+            " are possible in ", end, " bytes"));
     }
 }
 
@@ -78,7 +78,7 @@ void gguf_parser::parse_counts() {
     if (magic != "GGUF") {
         file.fail(cat("not a GGUF file: starts with ", quoted(magic), ", expected 'GGUF'"));
     }
-    pos = 4;
+    pos                 = 4;
     file.header_version = read<uint32_t>("version");
     if (file.header_version != 0 && (file.header_version & 0xffff) == 0) {
         file.unsupported("big-endian GGUF; convert it with gguf-py's gguf_convert_endian.py");
@@ -136,8 +136,9 @@ void gguf_parser::parse_kv(uint64_t index) {
         kv.count = read<uint64_t>(what);
     }
     if (value_type_name(type) == nullptr || type == GGUF_TYPE_ARRAY) {
-        file.fail_key(kv.key, type == GGUF_TYPE_ARRAY ? "is an array of arrays, expected a flat array" :
-                                                        cat("has the unknown value type ", type));
+        file.fail_key(kv.key,
+            type == GGUF_TYPE_ARRAY ? "is an array of arrays, expected a flat array"
+                                    : cat("has the unknown value type ", type));
     }
     kv.type        = static_cast<gguf_type>(type);
     kv.data_offset = pos;
@@ -192,8 +193,8 @@ void gguf_parser::parse_alignment() {
         return;
     }
     if (*value < min_alignment || *value > max_alignment || (*value & (*value - 1)) != 0) {
-        file.fail_key(GGUF_KEY_GENERAL_ALIGNMENT, cat("is ", *value, ", expected a power of two from ", min_alignment,
-                " to ", max_alignment));
+        file.fail_key(GGUF_KEY_GENERAL_ALIGNMENT,
+            cat("is ", *value, ", expected a power of two from ", min_alignment, " to ", max_alignment));
     }
     file.data_alignment = *value;
 }
@@ -252,8 +253,8 @@ void gguf_parser::place_data() {
         return;
     }
     if (!checked_pad(pos, file.data_alignment, &file.data_begin) || file.data_begin > end) {
-        file.fail(cat("file ends before the tensor data at the next multiple of ", file.data_alignment,
-                " behind offset ", pos, ", the file has ", end, " bytes; it is truncated or damaged"));
+        file.fail(cat("file ends before the tensor data at the next multiple of ", file.data_alignment, " behind offset ", pos,
+            ", the file has ", end, " bytes; it is truncated or damaged"));
     }
     uint64_t expected = 0; // from the start of the data
     for (tensor_entry & info : file.infos) {
@@ -262,9 +263,10 @@ void gguf_parser::place_data() {
         }
         uint64_t last = 0;
         if (!checked_add(file.data_begin, expected, &info.offset) || !checked_add(info.offset, info.n_bytes, &last) ||
-                last > end) {
-            file.fail_tensor(info.name, cat("needs ", info.n_bytes, " bytes at data offset ", expected,
-                    ", the file has ", end, " bytes; it is truncated or damaged"));
+            last > end) {
+            file.fail_tensor(info.name,
+                cat("needs ", info.n_bytes, " bytes at data offset ", expected, ", the file has ", end,
+                    " bytes; it is truncated or damaged"));
         }
         if (!checked_pad(last - file.data_begin, file.data_alignment, &expected)) {
             file.fail_tensor(info.name, "ends behind the largest offset");

@@ -10,7 +10,8 @@ namespace otter {
 ggml_type parse_tensor_type(const std::string & name) {
     const auto type = tensor_type_from_name(name);
     if (!type) {
-        throw otter_error(error_kind::file, cat("tensor type ", quoted(name),
+        throw otter_error(error_kind::file,
+            cat("tensor type ", quoted(name),
                 " is unknown or cannot be computed with, expected a name such as F32, F16, Q8_0 or Q4_K"));
     }
     return *type;
@@ -19,8 +20,7 @@ ggml_type parse_tensor_type(const std::string & name) {
 uint64_t tensor_nbytes(const std::string & type, const std::vector<uint64_t> & shape) {
     const ggml_type parsed = parse_tensor_type(type);
     if (shape.empty() || shape.size() > GGML_MAX_DIMS) {
-        throw otter_error(error_kind::file, cat("tensor of ", shape.size(), " dimensions, expected 1 to ",
-                GGML_MAX_DIMS));
+        throw otter_error(error_kind::file, cat("tensor of ", shape.size(), " dimensions, expected 1 to ", GGML_MAX_DIMS));
     }
     uint64_t          n_bytes = 0;
     const std::string problem = tensor_size_problem(parsed, shape.data(), uint32_t(shape.size()), &n_bytes);
@@ -39,19 +39,19 @@ std::vector<uint8_t> quantize_rows(ggml_type type, const float * values, uint64_
 
     // some quantizers abort on NaN
     const uint64_t n_values = n_rows * n_columns; // fits: tensor_nbytes has multiplied them
-    const int64_t  bad      = first_non_finite(GGML_TYPE_F32, reinterpret_cast<const uint8_t *>(values),
-            n_values * sizeof(float));
+    const int64_t  bad = first_non_finite(GGML_TYPE_F32, reinterpret_cast<const uint8_t *>(values), n_values * sizeof(float));
     if (bad >= 0) {
-        throw otter_error(error_kind::file, cat("value in row ", uint64_t(bad) / n_columns, ", column ",
-                uint64_t(bad) % n_columns, " is NaN or infinite and cannot become ", name));
+        throw otter_error(error_kind::file,
+            cat("value in row ", uint64_t(bad) / n_columns, ", column ", uint64_t(bad) % n_columns,
+                " is NaN or infinite and cannot become ", name));
     }
     ggml_quantize_chunk(type, values, out.data(), 0, int64_t(n_rows), int64_t(n_columns), nullptr);
 
     const int64_t overflow = first_non_finite(type, out.data(), out.size());
     if (overflow >= 0) {
         const uint64_t first = uint64_t(overflow) * uint64_t(ggml_blck_size(type));
-        throw otter_error(error_kind::file, cat("values in row ", first / n_columns, " near column ",
-                first % n_columns, " are too large for ", name));
+        throw otter_error(error_kind::file,
+            cat("values in row ", first / n_columns, " near column ", first % n_columns, " are too large for ", name));
     }
     return out;
 }

@@ -13,21 +13,16 @@ uint64_t value_type_size(gguf_type type) {
     switch (type) {
         case GGUF_TYPE_UINT8:
         case GGUF_TYPE_INT8:
-        case GGUF_TYPE_BOOL:
-            return 1;
+        case GGUF_TYPE_BOOL:    return 1;
         case GGUF_TYPE_UINT16:
-        case GGUF_TYPE_INT16:
-            return 2;
+        case GGUF_TYPE_INT16:   return 2;
         case GGUF_TYPE_UINT32:
         case GGUF_TYPE_INT32:
-        case GGUF_TYPE_FLOAT32:
-            return 4;
+        case GGUF_TYPE_FLOAT32: return 4;
         case GGUF_TYPE_UINT64:
         case GGUF_TYPE_INT64:
-        case GGUF_TYPE_FLOAT64:
-            return 8;
-        default:
-            return 0;
+        case GGUF_TYPE_FLOAT64: return 8;
+        default:                return 0;
     }
 }
 
@@ -60,10 +55,8 @@ bool tensor_type_usable(uint32_t type) {
         case GGML_TYPE_TQ1_0:
         case GGML_TYPE_TQ2_0:
         case GGML_TYPE_MXFP4:
-        case GGML_TYPE_NVFP4:
-            return true;
-        default:
-            return false;
+        case GGML_TYPE_NVFP4:   return true;
+        default:                return false;
     }
 }
 
@@ -101,8 +94,7 @@ std::string tensor_size_problem(ggml_type type, const uint64_t * ne, uint32_t n_
         }
     }
     if (ne[0] % block_elements != 0) {
-        return cat("rows of ", ne[0], " elements, expected a multiple of ", block_elements, " for ",
-                tensor_type_name(type));
+        return cat("rows of ", ne[0], " elements, expected a multiple of ", block_elements, " for ", tensor_type_name(type));
     }
     if (!checked_mul(n_elements / block_elements, block_bytes, n_bytes) || *n_bytes > INT64_MAX) {
         return cat("shape ", shape_text(ne, n_dims), " takes 2^63 bytes or more");

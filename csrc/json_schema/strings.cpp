@@ -19,7 +19,7 @@ std::string string_join(const std::vector<std::string> & values, const std::stri
 
 std::vector<std::string> string_split(const std::string & text, const std::string & delimiter) {
     std::vector<std::string> parts;
-    size_t begin = 0;
+    size_t                   begin = 0;
     for (size_t end; (end = text.find(delimiter, begin)) != std::string::npos; begin = end + delimiter.size()) {
         parts.push_back(text.substr(begin, end - begin));
     }

@@ -20,15 +20,16 @@ struct row_range {
     int64_t end;
 
     row_range(int64_t n, int ith, int nth, int64_t group = 1) :
-        begin(n/group*ith/nth*group), end(ith + 1 == nth ? n : n/group*(ith + 1)/nth*group) {}
+        begin(n / group * ith / nth * group),
+        end(ith + 1 == nth ? n : n / group * (ith + 1) / nth * group) {}
 };
 
 const float * column(const ggml_tensor * t, int64_t i) {
-    return (const float *) ((const char *) t->data + i*t->nb[1]);
+    return (const float *) ((const char *) t->data + i * t->nb[1]);
 }
 
 float * column(ggml_tensor * t, int64_t i) {
-    return (float *) ((char *) t->data + i*t->nb[1]);
+    return (float *) ((char *) t->data + i * t->nb[1]);
 }
 
 // The mean of value(h[i]). Several sums at once: one would wait for itself at every step.
@@ -50,7 +51,7 @@ float mean_of(const float * h, int64_t n, function value) {
     for (; i < n; ++i) {
         sum += double(value(h[i]));
     }
-    return float(sum/double(n));
+    return float(sum / double(n));
 }
 
 // What a norm subtracts and multiplies with: 0 and 1/rms(h), or mean(h) and 1/std(h).
@@ -60,18 +61,18 @@ struct norm_statistic {
 
     norm_statistic(const float * h, int64_t n, const norm_params & norm) :
         mean(norm.centered ? mean_of(h, n, [](float x) { return x; }) : 0.0f),
-        scale(1.0f/sqrtf(mean_of(h, n, [m = mean](float x) { return (x - m)*(x - m); }) + norm.eps)) {}
+        scale(1.0f / sqrtf(mean_of(h, n, [m = mean](float x) { return (x - m) * (x - m); }) + norm.eps)) {}
 };
 
 // `bias` null: RMSNorm
 void norm_inserted(float * dst, const ggml_tensor * h, const ggml_tensor * h_ins, const ggml_tensor * weight,
-        const ggml_tensor * bias, int64_t i, const norm_params & norm) {
+    const ggml_tensor * bias, int64_t i, const norm_params & norm) {
     const norm_statistic of(column(h, i), h->ne[0], norm);
 
     const float * x = column(h_ins, i);
     const float * w = (const float *) weight->data;
     for (int64_t j = 0; j < h_ins->ne[0]; ++j) {
-        dst[j] = (x[j] - of.mean)*of.scale*w[j];
+        dst[j] = (x[j] - of.mean) * of.scale * w[j];
     }
     if (bias != nullptr) {
         const float * b = (const float *) bias->data;
@@ -91,15 +92,15 @@ public:
         from_float(ggml_get_type_traits_cpu(type)->from_float),
         row_size(ggml_row_size(type, weight->ne[0])) {
         thread_local std::vector<char> storage;
-        if (storage.size() < row_size*size_t(n_tokens)) {
-            storage.resize(row_size*size_t(n_tokens));
+        if (storage.size() < row_size * size_t(n_tokens)) {
+            storage.resize(row_size * size_t(n_tokens));
         }
         data = storage.data();
     }
 
     // Pack [a, b] as column i; b may be null and empty, which ggml's conversion would hand to memcpy.
     void pack(int64_t i, const float * a, int64_t n_a, const float * b, int64_t n_b) {
-        char * dst = data + size_t(i)*row_size;
+        char * dst = data + size_t(i) * row_size;
         if (n_a % block == 0 && n_b % block == 0) {
             from_float(a, dst, n_a);
             if (n_b > 0) {
@@ -114,7 +115,7 @@ public:
         from_float(joined.data(), dst, n_a + n_b);
     }
 
-    const char * operator[](int64_t i) const { return data + size_t(i)*row_size; }
+    const char * operator[](int64_t i) const { return data + size_t(i) * row_size; }
 
 private:
     const ggml_type         type;
@@ -138,8 +139,8 @@ void multiply(const ggml_tensor * weight, int64_t begin, int64_t end, const char
     }
     const auto vec_dot = ggml_get_type_traits_cpu(weight->type)->vec_dot;
     for (int64_t row = begin; row < end; ++row) {
-        vec_dot(int(weight->ne[0]), out + (row - begin), 0, (const char *) weight->data + size_t(row)*weight->nb[1], 0,
-                input, 0, 1);
+        vec_dot(int(weight->ne[0]), out + (row - begin), 0, (const char *) weight->data + size_t(row) * weight->nb[1], 0, input,
+            0, 1);
     }
 }
 
@@ -164,8 +165,8 @@ packed_input pack_norm_input(const ggml_tensor * dst, const block_weight & weigh
 void compute_partial_norm(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const row_range tokens(dst->ne[1], ith, nth);
     for (int64_t i = tokens.begin; i < tokens.end; ++i) {
-        norm_inserted(column(dst, i), dst->src[0], dst->src[1], dst->src[2], dst->src[3], i,
-                *static_cast<const norm_params *>(userdata));
+        norm_inserted(
+            column(dst, i), dst->src[0], dst->src[1], dst->src[2], dst->src[3], i, *static_cast<const norm_params *>(userdata));
     }
 }
 
@@ -181,7 +182,7 @@ void compute_norm_mul_mat(ggml_tensor * dst, int ith, int nth, void * userdata) 
 }
 
 float silu(float x) {
-    return x/(1.0f + expf(-x));
+    return x / (1.0f + expf(-x));
 }
 
 // The tanh form (Hendrycks and Gimpel, arXiv 1606.08415), rounded as ggml's own on the CPU, which looks it up in a table
@@ -192,8 +193,8 @@ float gelu(float x) {
     }
     constexpr float sqrt_2_over_pi = 0.79788456080286535587989211986876f;
     const float     rounded        = ggml_fp16_to_fp32(ggml_fp32_to_fp16(x));
-    const float     inner          = sqrt_2_over_pi*rounded*(1.0f + 0.044715f*rounded*rounded);
-    return ggml_fp16_to_fp32(ggml_fp32_to_fp16(0.5f*rounded*(1.0f + tanhf(inner))));
+    const float     inner          = sqrt_2_over_pi * rounded * (1.0f + 0.044715f * rounded * rounded);
+    return ggml_fp16_to_fp32(ggml_fp32_to_fp16(0.5f * rounded * (1.0f + tanhf(inner))));
 }
 
 void compute_norm_act(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -213,7 +214,7 @@ void compute_norm_act(ggml_tensor * dst, int ith, int nth, void * userdata) {
             multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
         }
         for (size_t j = 0; j < up.size(); ++j) {
-            out[j] = (block.gelu ? gelu(out[j]) : silu(out[j]))*up[j];
+            out[j] = (block.gelu ? gelu(out[j]) : silu(out[j])) * up[j];
         }
     }
 }
@@ -240,12 +241,12 @@ void compute_mul_mat_add(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const row_range rows = thread_rows(weight, weight->ne[1], ith, nth);
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
         float *     out   = column(dst, i);
-        const float scale = o == nullptr ? block.scale : block.scale*norm_statistic(column(o, i), o->ne[0], block.norm).scale;
+        const float scale = o == nullptr ? block.scale : block.scale * norm_statistic(column(o, i), o->ne[0], block.norm).scale;
         multiply(weight, rows.begin, rows.end, input[i], out + rows.begin);
         for (int64_t row = rows.begin; row < rows.end; ++row) {
             const float product = bias != nullptr ? out[row] + bias[row] : out[row];
-            const float factor  = w == nullptr ? scale : scale*w[row];
-            out[row] = factor*product + column(residual, i)[row];
+            const float factor  = w == nullptr ? scale : scale * w[row];
+            out[row]            = factor * product + column(residual, i)[row];
         }
     }
 }
@@ -256,19 +257,19 @@ void compute_concat(ggml_tensor * dst, int ith, int nth, void *) {
 
     const row_range tokens(dst->ne[1], ith, nth);
     for (int64_t i = tokens.begin; i < tokens.end; ++i) {
-        memcpy(column(dst, i),            column(a, i), size_t(a->ne[0])*sizeof(float));
-        memcpy(column(dst, i) + a->ne[0], column(b, i), size_t(b->ne[0])*sizeof(float));
+        memcpy(column(dst, i), column(a, i), size_t(a->ne[0]) * sizeof(float));
+        memcpy(column(dst, i) + a->ne[0], column(b, i), size_t(b->ne[0]) * sizeof(float));
     }
 }
 
-ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor ** args, int n_args,
-        ggml_custom_op_t fun, const void * userdata) {
-    return ggml_custom_4d(ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, n_args, fun, GGML_N_TASKS_MAX,
-            const_cast<void *>(userdata));
+ggml_tensor * custom(ggml_context * ctx, int64_t rows, int64_t n_tokens, ggml_tensor ** args, int n_args, ggml_custom_op_t fun,
+    const void * userdata) {
+    return ggml_custom_4d(
+        ctx, GGML_TYPE_F32, rows, n_tokens, 1, 1, args, n_args, fun, GGML_N_TASKS_MAX, const_cast<void *>(userdata));
 }
 
-ggml_tensor * custom_normed(ggml_context * ctx, int64_t rows, const block_weight & weight, const norm_input & in,
-        ggml_custom_op_t fun) {
+ggml_tensor * custom_normed(
+    ggml_context * ctx, int64_t rows, const block_weight & weight, const norm_input & in, ggml_custom_op_t fun) {
     ggml_tensor * args[] = { in.y, in.h_ins, in.h, in.ins.weight, in.ins.bias };
     const int     n_args = in.ins.weight == nullptr ? 2 : in.ins.bias == nullptr ? 4 : 5;
     return custom(ctx, rows, in.y->ne[1], args, n_args, fun, &weight);
@@ -286,11 +287,11 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
 }
 
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    return custom_normed(ctx, weight.tensor->ne[1]/(weight.gated ? 2 : 1), weight, in, compute_norm_act);
+    return custom_normed(ctx, weight.tensor->ne[1] / (weight.gated ? 2 : 1), weight, in, compute_norm_act);
 }
 
-ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
-        const residual_input & to) {
+ggml_tensor * cpu_mul_mat_add(
+    ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b, const residual_input & to) {
     GGML_ASSERT(to.w_ins == nullptr || (b != nullptr && !weight.norm.centered)); // no base norms otherwise before the sum
     ggml_tensor * args[] = { to.h_ins, a, b, to.o, to.w_ins };
     const int     n_args = to.w_ins != nullptr ? 5 : b != nullptr ? 3 : 2;
@@ -308,7 +309,7 @@ bool cpu_readable(const ggml_tensor * weight) {
 
 bool cpu_multipliable(const ggml_tensor * weight, int64_t parts) {
     if (is_repacked(weight)) {
-        return weight->ne[1] % (parts*repacked_group) == 0;
+        return weight->ne[1] % (parts * repacked_group) == 0;
     }
     return cpu_readable(weight) && ggml_get_type_traits_cpu(weight->type)->vec_dot != nullptr;
 }

@@ -61,8 +61,8 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
 // h' + scale * norm(weight @ [a, b] + bias) -> [rows, T]; b may be null where nothing is normed
-ggml_tensor * cpu_mul_mat_add(ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b,
-        const residual_input & to);
+ggml_tensor * cpu_mul_mat_add(
+    ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b, const residual_input & to);
 
 // [a, b] -> [columns of a + columns of b, T]
 ggml_tensor * cpu_concat(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b);

@@ -479,8 +479,8 @@ NATIVE = (
     Fault(
         "Attention: missing square root in the scale",
         "csrc/bridge/inserted_graph.cpp",
-        "1.0f/sqrtf(float(n_embd_head_k))",
-        "1.0f/float(n_embd_head_k)",
+        "1.0f / sqrtf(float(n_embd_head_k))",
+        "1.0f / float(n_embd_head_k)",
         _PARITY,
     ),
     Fault(
@@ -493,8 +493,8 @@ NATIVE = (
     Fault(
         "Initial state: the slice's first channel is ignored",
         "csrc/bridge/inserted_graph.cpp",
-        "part.spec.state_offset*sizeof(float)",
-        "0*sizeof(float)",
+        "part.spec.state_offset * sizeof(float)",
+        "0 * sizeof(float)",
         _PARITY,
     ),
     Fault(
@@ -507,22 +507,22 @@ NATIVE = (
     Fault(
         "Partial norm: no epsilon",
         "csrc/ops/block_ops.cpp",
-        "return (x - m)*(x - m); }) + norm.eps)",
-        "return (x - m)*(x - m); }) + 0*norm.eps)",
+        "return (x - m) * (x - m); }) + norm.eps)",
+        "return (x - m) * (x - m); }) + 0 * norm.eps)",
         ("tests/native/test_torch_parity.py",),
     ),
     Fault(
         "Fused FFN: the activation on the wrong half",
         "csrc/ops/block_ops.cpp",
-        "out[j] = (block.gelu ? gelu(out[j]) : silu(out[j]))*up[j];",
-        "out[j] = (block.gelu ? gelu(up[j]) : silu(up[j]))*out[j];",
+        "out[j] = (block.gelu ? gelu(out[j]) : silu(out[j])) * up[j];",
+        "out[j] = (block.gelu ? gelu(up[j]) : silu(up[j])) * out[j];",
         _PARITY,
     ),
     Fault(
         "Fused output map: no residual scale",
         "csrc/ops/block_ops.cpp",
-        "o == nullptr ? block.scale : block.scale*norm_statistic",
-        "o == nullptr ? 1.0f : block.scale*norm_statistic",
+        "o == nullptr ? block.scale : block.scale * norm_statistic",
+        "o == nullptr ? 1.0f : block.scale * norm_statistic",
         _ARCHITECTURES,
     ),
     Fault(
@@ -556,15 +556,15 @@ NATIVE = (
     Fault(
         "A call that fails leaves its tokens in the cache",
         "csrc/engine/context.cpp",
-        "it->second = std::min(it->second, batch.positions[i]);",
-        "it->second = batch.positions[i] + 1;",
+        "std::min(it->second, batch.positions[i]);",
+        "batch.positions[i] + 1;",
         ("tests/native/test_interrupt.py", "tests/native/test_cache.py"),
     ),
     Fault(
         "Entropy: sign",
         "csrc/engine/logits.cpp",
-        "std::log(sums.z) - sums.weighted/sums.z",
-        "std::log(sums.z) + sums.weighted/sums.z",
+        "std::log(sums.z) - sums.weighted / sums.z",
+        "std::log(sums.z) + sums.weighted / sums.z",
         ("tests/native/test_logits.py",),
     ),
     Fault(
