@@ -3,14 +3,17 @@
 #   make demo PYTHON=python3.12                        another interpreter
 #   make demo CMAKE_ARGS=-DGGML_CUDA=ON                with CUDA; any option of llama.cpp's build
 #   make test TORCH='torch --index-url URL'            another build of torch
+#   make test PYTEST=tests/native WORKERS=0            some of the tests, in one process
 #   make asan PYTEST=tests/native                      some of the tests with sanitizers
 
 PYTHON     ?= python3
 VENV       ?= .venv
-# Named apart because on Linux the plain wheel of the public index brings gigabytes of CUDA along.
+# Not in the locks: on Linux the plain wheel of the public index brings gigabytes of CUDA along, so its build is chosen apart.
 TORCH      ?= torch==2.13.0
 CMAKE_ARGS ?=
 PYTEST     ?=
+# Processes that run tests side by side; 0: none but the first.
+WORKERS    ?= auto
 FUZZ       ?=
 SOAK       ?=
 # What libFuzzer is told, and the clang that has it: CLANG=clang-14 takes clang++-14 and llvm-cov-14 too.
@@ -24,11 +27,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet
+# Nothing but the files that a lock names by hash: no resolution, and no build, which would fetch what no lock names.
+LOCKED  := $(PIP) --require-hashes --no-deps --only-binary :all: --requirement
+PYTESTS := python -m pytest --numprocesses $(WORKERS)
 VALIDATOR := build/fuzz-validator
 NATIVE  := $(or $(NATIVE_PYTHON),$(abspath $(BIN)/python))
 CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 # Python sources need no new install: the package is installed in editable mode.
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
+SOURCES := pyproject.toml otter_gguf/__init__.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
+# The unit tests: what they leave out runs whole processes or models.
+WHOLE   := batch build hostile_templates isolation quantization records synthetic verify
+UNIT    := $(filter-out $(WHOLE:%=tests/test_%.py),$(wildcard tests/test_*.py)) $(addprefix tests/,evaluation gguf guidance native)
+CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 # llama.cpp's converter, from a build folder into the package of the work tree.
 define install-converter
@@ -37,7 +47,8 @@ echo '*' > otter_gguf/converters/llama_cpp/.gitignore
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz fuzz-validator soak asan lint native clean distclean
+.PHONY: help demo check test qa lint format test-slow fuzz fuzz-validator soak asan native lock test-lowest test-latest \
+    clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,11 +56,34 @@ help: ## this list
 demo: $(VENV)/.demo ## install what the demo needs (no torch) and run the demo
 	$(BIN)/otter-gguf demo
 
-test: lint ## all checks and tests but the slow ones
-	$(BIN)/python -m pytest $(PYTEST)
+# ---- the three tiers of tests; CONTRIBUTING.md says how long each takes
+
+check: lint ## before a commit: lint and the unit tests, which need no torch
+	$(BIN)/$(PYTESTS) -p tests.without_torch $(or $(PYTEST),$(UNIT))
+
+# OTTER_LOCK: tests/test_locks.py compares what is installed with it.
+test: $(VENV)/.test ## all tests but the slow ones
+	OTTER_LOCK=locks/test.txt $(BIN)/$(PYTESTS) $(PYTEST)
+
+qa: native test-slow fuzz soak fuzz-validator asan ## what runs at night (hours)
+
+# ---- lint
+
+lint: $(VENV)/.test ## ruff, mypy --strict and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(VENV)/.test ## format Python and C++ as lint expects it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# ---- the parts of qa
 
 test-slow: $(VENV)/.test ## the slow tests
-	$(BIN)/python -m pytest -m slow $(PYTEST)
+	$(BIN)/$(PYTESTS) -m slow $(PYTEST)
 
 fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
 	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
@@ -83,9 +117,7 @@ asan: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
 	$(call install-converter,build/asan)
 	$(NATIVE) -m tests.reliability.asan $(PYTEST)
 
-lint: $(VENV)/.test ## ruff and mypy --strict
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+# ---- the native module alone
 
 native: ## compile the module into otter_gguf/, for use with PYTHONPATH
 native: $(if $(NATIVE_PYTHON),,$(VENV)/.tools)
@@ -94,34 +126,79 @@ native: $(if $(NATIVE_PYTHON),,$(VENV)/.tools)
 	$(CMAKE) --install build/dev --component native --prefix . >/dev/null
 	$(call install-converter,build/dev)
 
-clean: ## remove builds and caches, keep the virtual environment
+# ---- locks
+
+UV      := $(VENV)-lock/bin/uv
+COMPILE := $(UV) pip compile --quiet --no-annotate --no-header pyproject.toml
+PINNED  := $(COMPILE) --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-package torch
+
+lock: $(VENV)-lock/.uv ## renew locks/ with the newest versions that pyproject.toml admits
+	echo '$(firstword $(TORCH))' > $(VENV)-lock/torch.txt
+	$(PINNED) --extra test --group build --group lint --constraint $(VENV)-lock/torch.txt --output-file locks/test.txt
+	$(PINNED) --extra plot --group build --constraint locks/test.txt --output-file locks/demo.txt
+	$(PINNED) --group lock --output-file locks/lock.txt
+
+# Both ends of what pyproject.toml admits, each in an environment of its own. A new release of a dependency may turn these
+# two red, never `make test`.
+define test-without-lock
+$(call check-machine)
+test -x $(VENV)-$(1)/bin/python || $(PYTHON) -m venv $(VENV)-$(1)
+$(COMPILE) --python $(VENV)-$(1)/bin/python --resolution $(2) --extra test --group build --output-file $(VENV)-$(1)/installed.txt
+$(VENV)-$(1)/bin/python -m pip install --quiet --requirement $(VENV)-$(1)/installed.txt
+$(VENV)-$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+$(VENV)-$(1)/bin/$(PYTESTS) $(PYTEST)
+endef
+
+test-lowest: $(VENV)-lock/.uv ## the tests with the lowest versions that pyproject.toml admits
+	$(call test-without-lock,lowest,lowest-direct)
+
+test-latest: $(VENV)-lock/.uv ## the tests with the newest version of everything
+	$(call test-without-lock,latest,highest)
+
+# ---- cleaning
+
+clean: ## remove builds and caches, keep the virtual environments
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache otter_gguf/converters/llama_cpp otter_gguf/_native*.so
 	rm -f $(VENV)/.demo $(VENV)/.test
 
-distclean: clean ## remove the virtual environment too
-	rm -rf $(VENV)
+distclean: clean ## remove the virtual environments too
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-lowest $(VENV)-latest
 
-# The steps behind them, each with a stamp in the virtual environment.
+# ---- the steps behind them, each with a stamp in its environment
 
-$(VENV)/.tools: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo \
-	    "make: $(PYTHON) is missing or older than Python 3.10; name another: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo \
-	    "make: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@for compiler in "$(CXX)" c++ g++ clang++; do command -v $$compiler >/dev/null 2>&1 && exit 0; done; echo \
-	    "make: no C++ compiler; install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)" >&2; exit 1
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) 'scikit-build-core>=0.11' 'pybind11>=2.12' cmake ninja
+define check-machine
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo \
+    "make: $(PYTHON) is missing or older than Python 3.10; name another: make PYTHON=python3.12" >&2; exit 1; }
+@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo \
+    "make: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+@for compiler in "$(CXX)" c++ g++ clang++; do command -v $$compiler >/dev/null 2>&1 && exit 0; done; echo \
+    "make: no C++ compiler; install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)" >&2; exit 1
+endef
+
+# With other locks all is installed anew: what a lock no longer names would stay.
+$(VENV)/.tools: locks/demo.txt locks/test.txt
+	$(check-machine)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(LOCKED) locks/demo.txt
+	touch $@
+
+$(VENV)-lock/.uv: locks/lock.txt
+	$(PYTHON) -m venv --clear $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement $<
 	touch $@
 
 # Without build isolation the tools keep their place, and an install after a change compiles what changed.
+define install-package
+@echo "make: compiling otter-gguf and llama.cpp (the first time some minutes on 2 cores) ..."
+$(PIP) --no-deps --no-build-isolation --editable .
+endef
+
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
-	@echo "make: compiling otter-gguf and llama.cpp (the first time some minutes on 2 cores) ..."
-	$(PIP) --no-build-isolation --editable '.[plot]'
+	$(install-package)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.tools $(SOURCES)
+	$(LOCKED) locks/test.txt
 	$(PIP) $(TORCH)
-	@echo "make: compiling otter-gguf and llama.cpp (the first time some minutes on 2 cores) ..."
-	$(PIP) --no-build-isolation --editable '.[test]'
-	touch $@
+	$(install-package)
+	touch $@ $(VENV)/.demo
