@@ -43,6 +43,7 @@ from otter_gguf.gguf.atomic import atomic_path
 from otter_gguf.training import OtterModel, OtterTrainer, RewardDataset, TrainConfig, geometry, insert, tokenise_rows
 from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from otter_gguf.training.full import full_reward_model
+from otter_gguf.training.renamed import CACHE
 from otter_gguf.training.runs import checkpoint_problem, checkpoints
 
 HELD_OUT_SEED = 20251
@@ -84,10 +85,14 @@ class Plain:
         """In memory."""
         return sum(parameter.numel() for parameter in self.base.parameters())
 
+    def cached(self) -> dict[str, DynamicCache]:
+        """The base's cache as its argument."""
+        return {"cache" if isinstance(self.base, OtterModel) else CACHE: self.cache}
+
     def start(self, tokens: Tensor) -> Tensor:
         """Prompt (tokens) -> the base's logits (V) behind it."""
         self.cache = DynamicCache()
-        logits: Tensor = self.base(tokens[None], past_key_values=self.cache, use_cache=True).logits
+        logits: Tensor = self.base(tokens[None], **self.cached(), use_cache=True).logits
         return logits[0, -1]
 
     def rewards(self, candidates: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ class Plain:
         """Go on with one of the candidates; the base's logits (V) behind it."""
         self.forwards += 1
         token = candidates[index].view(1, 1)
-        logits: Tensor = self.base(token, past_key_values=self.cache, use_cache=True).logits
+        logits: Tensor = self.base(token, **self.cached(), use_cache=True).logits
         return logits[0, -1]
 
 
@@ -111,7 +116,7 @@ class OwnRewards(Plain):
         """(k) -> (k), all candidates in one batch."""
         self.forwards += len(candidates)
         self.cache.batch_select_indices(torch.zeros(len(candidates), dtype=torch.long))
-        output = self.base(candidates[:, None], past_key_values=self.cache, use_cache=True)
+        output = self.base(candidates[:, None], cache=self.cache, use_cache=True)
         self.logits = output.logits[:, -1]
         return output.rewards[:, -1, 0]  # type: ignore[no-any-return]
 
@@ -137,14 +142,14 @@ class SecondModel(Plain):
     def start(self, tokens: Tensor) -> Tensor:
         """Both read the prompt."""
         self.guide_cache = DynamicCache()
-        self.guide(tokens[None], past_key_values=self.guide_cache, use_cache=True, return_logits=False)
+        self.guide(tokens[None], cache=self.guide_cache, use_cache=True, return_logits=False)
         return super().start(tokens)
 
     def rewards(self, candidates: Tensor) -> Tensor:
         """(k) -> (k)."""
         self.forwards += len(candidates)
         self.guide_cache.batch_select_indices(torch.zeros(len(candidates), dtype=torch.long))
-        output = self.guide(candidates[:, None], past_key_values=self.guide_cache, use_cache=True, return_logits=False)
+        output = self.guide(candidates[:, None], cache=self.guide_cache, use_cache=True, return_logits=False)
         return output.rewards[:, -1, 0]  # type: ignore[no-any-return]
 
     def take(self, candidates: Tensor, index: int) -> Tensor:

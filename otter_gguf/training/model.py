@@ -41,6 +41,7 @@ from .modules import (
 )
 from .own_attention import WidenedAttention
 from .peft_base import check_plain_base, unwrap
+from .renamed import CACHE, CHECKPOINTING
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
@@ -54,6 +55,8 @@ _BASE_PREFIX = "base_model."
 class OtterOutput(CausalLMOutputWithPast):
     """``CausalLMOutputWithPast`` and rewards. ``hidden_states`` are the widened states [h, h']."""
 
+    cache: Cache | None = None
+    """The KV cache, under the name that transformers 5.24 gave it, whichever version is installed."""
     rewards: Tensor | None = None
     """(batch, tokens, n_rewards): calibrated, one column for each of ``InsertionConfig.reward_labels``."""
     raw_rewards: Tensor | None = None
@@ -172,7 +175,7 @@ class OtterModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool = False,
@@ -183,6 +186,7 @@ class OtterModel(nn.Module):
         Args:
             input_ids: (batch, tokens).
             attention_mask: (batch, tokens), 0 = padding. Not needed for padding on the right.
+            cache: keys and values of the tokens before these; transformers before 5.24 names it ``past_key_values``.
             logits_to_keep: as in transformers; rewards always come for every token.
             return_logits: False leaves out the output projection; ``logits`` is then ``None``.
 
@@ -193,7 +197,7 @@ class OtterModel(nn.Module):
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "use_cache": use_cache,
             "output_hidden_states": output_hidden_states,
         }
@@ -201,7 +205,7 @@ class OtterModel(nn.Module):
             decoded = self.base_model.get_submodule(self.architecture.decoder)(**arguments)
             return OtterOutput(
                 **self._predictions(decoded.last_hidden_state),
-                past_key_values=decoded.past_key_values,
+                cache=getattr(decoded, CACHE),
                 hidden_states=decoded.hidden_states,
             )
         # The base's own forward makes the logits, with whatever scaling its architecture adds.
@@ -210,7 +214,7 @@ class OtterModel(nn.Module):
         return OtterOutput(
             logits=output.logits,
             **self._predictions(state[0]),
-            past_key_values=output.past_key_values,
+            cache=getattr(output, CACHE),
             hidden_states=output.hidden_states,
         )
 
@@ -293,11 +297,11 @@ class OtterModel(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As the base model's method: recompute each layer in the backward pass instead of keeping activations."""
-        self.base_model.activation_checkpointing_enable(**kwargs)
+        getattr(self.base_model, f"{CHECKPOINTING}_enable")(**kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The same under the name that transformers had for it at first."""
-        self.base_model.gradient_checkpointing_enable(**kwargs)
+        """The same under the name that earlier versions of transformers call it by."""
+        self.activation_checkpointing_enable(**kwargs)
 
     def inserted_parameters(self) -> dict[str, nn.Parameter]:
         """Every inserted tensor by its name in the adapter checkpoint, in data-flow order."""

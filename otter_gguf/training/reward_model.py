@@ -88,7 +88,7 @@ class OtterRewardModel(PreTrainedModel):
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As :meth:`OtterModel.gradient_checkpointing_enable`."""
-        self.otter.gradient_checkpointing_enable(*args, **kwargs)
+        self.activation_checkpointing_enable(*args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | PathLike[Any], is_main_process: bool = True, *_: Any, **__: Any

@@ -27,13 +27,13 @@ def otter() -> OtterModel:
 def args_in_torch(model: OtterModel, prompt: Sequence[int], weight: float, end: int) -> list[int]:
     """Greedy ARGS: the candidates of a step are the rows of a batch, fed behind a cache of the text."""
     cache = DynamicCache()
-    output: Any = model(torch.tensor([list(prompt)]), past_key_values=cache, use_cache=True)
+    output: Any = model(torch.tensor([list(prompt)]), cache=cache, use_cache=True)
     last = output.logits[0, -1]
     cache.batch_repeat_interleave(N_CANDIDATES)
     text: list[int] = []
     while len(text) < N_TOKENS:
         logits, tokens = torch.topk(last, N_CANDIDATES)
-        output = model(tokens[:, None], past_key_values=cache, use_cache=True)
+        output = model(tokens[:, None], cache=cache, use_cache=True)
         winner = int(torch.argmax(logits + weight * output.rewards[:, -1, 0]))
         if int(tokens[winner]) == end:
             break

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from otter_gguf.training.renamed import CHECKPOINTING
 from otter_gguf.training.runs import checkpoint_problem
-from tests.training.test_precision import CHECKPOINTING
 
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.training.accelerate_worker"

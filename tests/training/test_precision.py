@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
 
 from otter_gguf.training import OtterTrainer, TrainConfig, tokenise_rows
+from otter_gguf.training.renamed import CHECKPOINTING
 from tests.training.toy import toy_base, toy_otter, toy_rows, toy_tokenizer
-
-# transformers renamed it in the course of version 5.
-CHECKPOINTING = next(
-    name
-    for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in TrainingArguments.__dataclass_fields__
-)
 
 
 def gradients(output: Path, dtype: torch.dtype = torch.float32, seed: int = 0, **options: Any) -> dict[str, Tensor]:
