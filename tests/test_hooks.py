@@ -12,6 +12,7 @@ from otter_gguf import ARGS, BestOfN, ConfigError, Otter, Policy, Signal, Vocabu
 from otter_gguf.guidance.base import Float32, Int32
 from tests.completions import chat_pair, choice_of, choices_of, joined, tokens_of, without_end
 from tests.guidance.reference import Text, open_exact
+from tests.refusals import refused
 from tests.synthetic_models import TEXT
 
 GUIDANCE = {"plain": None, "args": ARGS(4.0), "vocabulary": Vocabulary(5.0), "search": BestOfN(3)}
@@ -125,24 +126,24 @@ def ends_at(count: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("result", "message"),
+    ("result", "names"),
     [
-        (np.zeros(3, np.float32), r"shape \(3,\)"),
-        (np.zeros((1, 320), np.float32), r"shape \(1, 320\)"),
-        (None, r"shape \(\)"),
-        ("text", "returned a str"),
-        (np.full(320, np.nan), "NaN"),
-        (np.full(320, np.inf), "infinity"),
+        (np.zeros(3, np.float32), ("shape", (3,), (320,))),
+        (np.zeros((1, 320), np.float32), ("shape", (1, 320), (320,))),
+        (None, ("shape", (), (320,))),
+        ("text", ("str", 320)),
+        (np.full(320, np.nan), ("NaN",)),
+        (np.full(320, np.inf), ("infinity",)),
     ],
 )
-def test_what_is_no_row_of_logits_is_refused(llm: Otter, guidance: Any, result: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"logits processor .*{message}"):
+def test_what_is_no_row_of_logits_is_refused(llm: Otter, guidance: Any, result: Any, names: tuple[object, ...]) -> None:
+    with refused(ConfigError, "logits processor", *names):
         llm.create_completion(TEXT, logits_processor=lambda ids, logits: result, guidance=guidance)
     assert tokens_of(llm.create_completion(TEXT, max_tokens=2, guidance=guidance))
 
 
 def test_forbidding_everything_is_refused(llm: Otter, guidance: Any) -> None:
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "logit"):
         llm.create_completion(TEXT, logits_processor=lambda ids, logits: logits - np.inf, guidance=guidance)
 
 
@@ -211,12 +212,12 @@ def test_exceptions_pass_through_and_the_object_stays_usable(
         nonlocal calls
         calls += 1
         if calls == 4:
-            raise OwnError("at the fourth")
+            raise OwnError("fourth")
         return logits if hook == "logits_processor" else False
 
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 1, "seed": 6, "guidance": guidance}
     fresh = choice_of(llm.create_completion(TEXT, **options))
-    with pytest.raises(OwnError, match="at the fourth"):
+    with pytest.raises(OwnError, match="fourth"):
         list(llm.create_completion([TEXT, "a"], stream=stream, **options, **{hook: fail}))
     assert choice_of(llm.create_completion(TEXT, **options)) == fresh
     again = choice_of(llm.create_completion(TEXT, cache_prompt=True, **options))
@@ -224,9 +225,9 @@ def test_exceptions_pass_through_and_the_object_stays_usable(
 
 
 @pytest.mark.parametrize("hook", ["logits_processor", "stopping_criteria"])
-@pytest.mark.parametrize("given", [3, "text", [None], [len, 3], {1: 2}])
+@pytest.mark.parametrize("given", [3, "text", [None], [float, 3], {1: 2}])
 def test_what_cannot_be_called_is_refused(llm: Otter, hook: str, given: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{hook} is .*expected a callable"):
+    with refused(ConfigError, hook, repr(given)):
         llm.create_completion(TEXT, **{hook: given})
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from otter_gguf import ConfigError, FileError, chat
 from otter_gguf.chat import MAX_OUTPUT, MAX_TEMPLATE, ChatTemplate
+from tests.refusals import assert_names, names, refused
 
 MESSAGES = [{"role": "user", "content": "Where do otters live?"}]
 GOOD = "{{ messages[0]['content'] }}"
@@ -120,7 +121,7 @@ def outcome(template: ChatTemplate, source: str) -> str:
         return template.render(MESSAGES)
     except FileError as error:
         text = str(error)
-    assert text.startswith("model.gguf: the chat template ")
+    assert text.startswith("model.gguf: ")
     assert "\n" not in text
     return text
 
@@ -133,7 +134,7 @@ def test_published_payloads_give_nothing_away(kind: str, template: ChatTemplate,
     mark = tmp_path / "mark"
     text = outcome(template, PAYLOADS[kind].replace("MARK", str(mark)))
     assert not mark.exists()
-    if not text.startswith("model.gguf: the chat template "):
+    if not text.startswith("model.gguf: "):
         assert not any(secret in text for secret in SECRETS), text
     assert MESSAGES == [{"role": "user", "content": "Where do otters live?"}]
     assert outcome(template, GOOD) == "Where do otters live?"
@@ -164,12 +165,12 @@ def hurried(template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_time_is_limited(kind: str, hurried: ChatTemplate) -> None:
     """Also where a template gives no output at all, or one operation takes for ever."""
     text = outcome(hurried, ENDLESS[kind])
-    assert "takes more than 0.1 seconds" in text or "MemoryError" in text
+    assert any(names(text, limit) for limit in ("0.1 seconds", "MemoryError"))
 
 
 def test_the_limit_of_a_second_holds(template: ChatTemplate) -> None:
     begin = time.process_time()
-    assert "takes more than 1 seconds" in outcome(template, ENDLESS["loops without output"])
+    assert_names(outcome(template, ENDLESS["loops without output"]), "1 seconds")
     assert time.process_time() - begin < 0.5  # nothing of it in this process
     assert outcome(template, GOOD) == "Where do otters live?"
 
@@ -177,13 +178,13 @@ def test_the_limit_of_a_second_holds(template: ChatTemplate) -> None:
 @pytest.mark.parametrize("kind", LARGE)
 def test_memory_is_limited(kind: str, hurried: ChatTemplate) -> None:
     text = outcome(hurried, LARGE[kind])
-    assert "MemoryError" in text or "OverflowError" in text or "takes more than" in text
+    assert any(names(text, limit) for limit in ("0.1 seconds", "MemoryError", "OverflowError"))
 
 
 def test_a_compiler_that_would_hang_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """jinja2 computes constants before it renders anything."""
     monkeypatch.setattr(chat, "MAX_SECONDS", 0.1)
-    with pytest.raises(FileError, match=r"takes more than 0\.1 seconds"):
+    with refused(FileError, "model.gguf", "0.1 seconds"):
         ChatTemplate("{{ 3 ** (10 ** 8) }}", path="model.gguf", bos_token="", eos_token="")
 
 
@@ -197,16 +198,17 @@ def test_small_sizes_of_the_same_are_fine(template: ChatTemplate) -> None:
 
 def test_ten_megabytes(template: ChatTemplate) -> None:
     huge = "x" * 10_000_000
-    with pytest.raises(FileError, match=f"10000000 characters, expected at most {MAX_TEMPLATE}"):
+    with refused(FileError, "model.gguf", 10000000, MAX_TEMPLATE):
         ChatTemplate(huge, path="model.gguf", bos_token="", eos_token="")
     template.source = GOOD
-    with pytest.raises(FileError, match=f"gives more than {MAX_OUTPUT} characters"):
+    with refused(FileError, "model.gguf", MAX_OUTPUT):
         template.render([{"role": "user", "content": huge}])
     template.source = "{{ messages[0]['content']|length }}"
     assert template.render([{"role": "user", "content": huge}]) == "10000000"
     template.source = "{{ raise_exception(messages[0]['content']) }}"
-    with pytest.raises(ConfigError, match="refuses the messages: xxx") as caught:
+    with refused(ConfigError, "messages") as caught:
         template.render([{"role": "user", "content": huge}])
+    assert "xxx" in str(caught.value)
     assert len(str(caught.value)) < 2000
 
 
@@ -220,7 +222,7 @@ def test_text_of_every_kind_comes_back(template: ChatTemplate) -> None:
 
 def test_messages_that_json_cannot_hold_are_refused(template: ChatTemplate) -> None:
     template.source = GOOD
-    with pytest.raises(ConfigError, match="messages: expected what JSON can hold"):
+    with refused(ConfigError, "messages", "JSON"):
         template.render([{"role": "user", "content": "a", "time": object()}])
 
 
@@ -261,7 +263,7 @@ def test_a_lost_process_is_replaced(template: ChatTemplate) -> None:
     template.source = GOOD
     template.render(MESSAGES)
     os.kill(process_of(template), 9)
-    with pytest.raises(FileError, match="the chat template fails: no answer"):
+    with refused(FileError, "model.gguf", "answer"):
         template.render(MESSAGES)
     assert template.render(MESSAGES) == "Where do otters live?"
 

@@ -12,6 +12,7 @@ import pytest
 from otter_gguf import ARGS, BestOfN, ConfigError, Gated, Otter, Vocabulary
 from tests.completions import chat_pair, choice_of, choices_of, tokens_of
 from tests.guidance.reference import open_exact
+from tests.refusals import refused
 from tests.synthetic_models import TEXT
 
 GUIDANCE = {
@@ -120,14 +121,13 @@ def test_max_tokens_may_cut_it(llm: Otter) -> None:
 
 @pytest.mark.parametrize("grammar", ["root = 1", 'start ::= "a"', "root ::= missing", "root ::= [", "\0"])
 def test_wrong_grammars_are_refused(llm: Otter, grammar: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with refused(ConfigError, "grammar"):
         llm.create_completion(TEXT, grammar=grammar)
-    assert "\n" not in str(refused.value)
     assert tokens_of(llm.create_completion(TEXT, max_tokens=2))
 
 
 def test_a_grammar_that_the_bias_blocks_is_refused(llm: Otter, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "grammar"):
         llm.create_completion(TEXT, grammar='root ::= "a"', logit_bias={ord("a"): float("-inf")}, **options)
 
 
@@ -159,25 +159,23 @@ def test_an_empty_schema_is_any_json(llm: Otter, schema: Any, liked: str, kind: 
 
 @pytest.mark.parametrize("schema", ["{", "[1", {"type": "otter"}, {"$ref": "#/nowhere"}, {"a": object()}, 3, ["a"]])
 def test_wrong_schemas_are_refused(llm: Otter, schema: Any) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with refused(ConfigError):
         llm.create_completion(TEXT, json_schema=schema)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_pattern_that_no_grammar_can_express_is_refused(llm: Otter, capfd: pytest.CaptureFixture[str]) -> None:
     """llama.cpp would print a warning and accept any string."""
     schema = {"type": "string", "pattern": "^(?!a)b$"}
-    with pytest.raises(ConfigError, match=r"pattern \^\(\?!a\)b\$ is not supported") as refused:
+    with refused(ConfigError, "pattern", "^(?!a)b$") as raised:
         llm.create_completion(TEXT, json_schema=schema)
-    assert "accepting" not in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "accepting" not in str(raised.value)
     out = llm.create_completion(TEXT, json_schema={"type": "string", "pattern": "^b{3}$"}, temperature=1, seed=1)
     assert json.loads(choice_of(out)["text"]) == "bbb"
     assert capfd.readouterr().err == ""
 
 
 def test_grammar_and_schema_exclude_each_other(llm: Otter) -> None:
-    with pytest.raises(ConfigError, match="exclude each other"):
+    with refused(ConfigError, "grammar", "json_schema"):
         llm.create_completion(TEXT, json_schema={}, grammar=DATE)
 
 
@@ -216,5 +214,5 @@ def test_a_response_format_of_text_asks_for_nothing(llm: Otter) -> None:
 
 @pytest.mark.parametrize("given", ["json", {"type": "xml"}, {}, {"type": "json_object", "schema": 3}, [1]])
 def test_other_response_formats_are_refused(llm: Otter, given: Any) -> None:
-    with pytest.raises(ConfigError, match="response_format is"):
+    with refused(ConfigError, "response_format", repr(given)):
         llm.create_chat_completion([{"role": "user", "content": "a"}], response_format=given)

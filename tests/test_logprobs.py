@@ -13,6 +13,7 @@ from otter_gguf.completion import Run, _ranked
 from otter_gguf.generation.steps import Logprobs
 from tests.completions import chat_pair, choice_of, choices_of, tokens_of, without_end
 from tests.guidance.reference import Float64, Text, open_exact
+from tests.refusals import refused
 from tests.synthetic_models import TEXT
 
 N = 24
@@ -192,14 +193,14 @@ def chatty() -> Iterator[Otter]:
 
 @pytest.mark.parametrize("logprobs", [-1, 101, 1000, 2.5, "3", True])
 def test_wrong_counts_are_refused(llm: Otter, logprobs: Any) -> None:
-    with pytest.raises(ConfigError, match="logprobs is"):
+    with refused(ConfigError, "logprobs", repr(logprobs), 100):
         llm.create_completion(TEXT, logprobs=logprobs)
 
 
 def test_places_without_logprobs_are_refused(chatty: Otter) -> None:
-    with pytest.raises(ConfigError, match="top_logprobs needs logprobs=True"):
+    with refused(ConfigError, "top_logprobs", "logprobs=True"):
         chat(chatty, top_logprobs=3)
-    with pytest.raises(ConfigError, match="logprobs is 1000"):
+    with refused(ConfigError, "logprobs", 1000, 100):
         chat(chatty, logprobs=True, top_logprobs=1000)
 
 

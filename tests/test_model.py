@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ConfigError, ContextFullError, FileError, MismatchError, Otter
+from otter_gguf import ConfigError, ContextFullError, EngineError, FileError, MismatchError, Otter
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.options import LoadOptions, SamplingOptions
 from tests.gguf.toy_files import write_base
+from tests.refusals import refused
 from tests.synthetic_models import TEXT, load, pair
 
 
@@ -86,7 +87,7 @@ def test_plain_model_generates_the_same_text_without_rewards(llm: Otter, plain: 
     assert stock["rewards"] is None
     assert stock["prompt_rewards"] is None
     assert plain.n_rewards == 0
-    with pytest.raises(ConfigError, match="plain model"):
+    with refused(ConfigError, pair().base, "otter=", "--otter"):
         plain.score(TEXT)
 
 
@@ -149,9 +150,9 @@ def test_a_full_context_ends_the_text(max_tokens: int | None) -> None:
 def test_prompt_of_the_contexts_length_fits_and_one_more_does_not() -> None:
     with load(n_ctx=64) as llm:
         assert choice(llm.create_completion([65] * 64, max_tokens=5))["text"] == ""
-        with pytest.raises(ContextFullError, match="65 tokens, the context 64"):
+        with refused(ContextFullError, 65, 64, "n_ctx"):
             llm.create_completion([65] * 65)
-        with pytest.raises(ContextFullError, match="65 tokens"):
+        with refused(ContextFullError, 65, 64, "n_ctx"):
             llm.score([65] * 65)
         assert len(llm.score([65] * 64).rewards) == 64
 
@@ -198,14 +199,14 @@ def test_a_stream_is_over_when_another_text_starts(llm: Otter) -> None:
     stream = llm.create_completion(TEXT, max_tokens=50, temperature=0, stream=True)
     next(stream)
     llm.create_completion(TEXT, max_tokens=1)
-    with pytest.raises(ConfigError, match="another text"):
+    with refused(ConfigError, "stream"):
         list(stream)
 
 
 def test_a_stream_that_never_began_is_over_too(llm: Otter) -> None:
     first = llm.generate([65, 66], temperature=0)
     second = llm.generate([67, 68], temperature=0)
-    with pytest.raises(ConfigError, match="another text"):
+    with refused(ConfigError, "stream"):
         next(first)
     assert next(second).token >= 0
 
@@ -223,50 +224,51 @@ def test_generate_yields_tokens_and_rewards(llm: Otter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    "options",
     [
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 1.5}, "top_p"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"top_k": 2.5}, "top_k"),
-        ({"min_p": "a"}, "min_p"),
-        ({"repeat_penalty": 0}, "repeat_penalty"),
-        ({"seed": -2}, "seed"),
-        ({"seed": 2**32}, "seed"),
-        ({"max_tokens": -2}, "max_tokens"),
-        ({"stop": ""}, "stop"),
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 1.5},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"top_k": 2.5},
+        {"min_p": "a"},
+        {"repeat_penalty": 0},
+        {"seed": -2},
+        {"seed": 2**32},
+        {"max_tokens": -2},
+        {"stop": ""},
     ],
 )
-def test_wrong_sampling_options_are_refused_by_name(llm: Otter, options: dict[str, Any], word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
+def test_wrong_sampling_options_are_refused_by_name(llm: Otter, options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with refused(ConfigError, name, repr(value)):
         llm.create_completion(TEXT, **options)
 
 
 @pytest.mark.parametrize("method", ["create_completion", "create_chat_completion", "generate"])
 def test_unknown_arguments_are_type_errors(llm: Otter, method: str) -> None:
-    with pytest.raises(TypeError, match="top_kk"):
+    with refused(TypeError, "top_kk"):
         getattr(llm, method)([65], top_kk=3)
-    with pytest.raises(TypeError, match="n_contex"):
+    with refused(TypeError, "n_contex"):
         Otter(pair().base, n_contex=3)
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "names"),
     [
-        ({"n_ctx": -1}, "n_ctx"),
-        ({"n_batch": 0}, "n_batch"),
-        ({"n_threads": True}, "n_threads"),
-        ({"type_k": "q9"}, "type_k"),
-        ({"flash_attn": "maybe"}, "flash_attn"),
-        ({"split_mode": "row"}, "split_mode"),
-        ({"n_seq_max": 257}, "n_seq_max"),
-        ({"type_v": "q8_0", "flash_attn": False}, "flash"),
+        ({"n_ctx": -1}, ("n_ctx", -1)),
+        ({"n_batch": 0}, ("n_batch", 0, 1)),
+        ({"n_threads": True}, ("n_threads", True)),
+        ({"type_k": "q9"}, ("type_k", "'q9'", "q8_0")),
+        ({"flash_attn": "maybe"}, ("flash_attn", "'maybe'", "auto, on, off")),
+        ({"split_mode": "row"}, ("split_mode", "'row'", "none, layer")),
+        ({"n_seq_max": 257}, ("n_seq_max", 257, 256)),
+        ({"type_v": "q8_0", "flash_attn": False}, ("type_v", "q8_0", "flash_attn")),
     ],
 )
-def test_wrong_load_options_are_refused_before_loading(options: dict[str, Any], word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
+def test_wrong_load_options_are_refused_before_loading(options: dict[str, Any], names: tuple[object, ...]) -> None:
+    with refused(ConfigError, *names):
         Otter("no such file", **options)
 
 
@@ -309,9 +311,9 @@ def test_score_of_a_prefix_is_the_beginning_of_the_score(llm: Otter) -> None:
 
 
 def test_score_refuses_nothing_and_mixtures(llm: Otter) -> None:
-    with pytest.raises(ConfigError, match="empty"):
+    with refused(ConfigError, "prompt", "empty"):
         llm.score([])
-    with pytest.raises(ConfigError, match="both"):
+    with refused(ConfigError, "prompt", "response"):
         llm.score("text", [1, 2])
 
 
@@ -341,16 +343,16 @@ def test_close_is_idempotent_and_final() -> None:
     with llm:
         llm.create_completion(TEXT, max_tokens=1)
     llm.close()
-    with pytest.raises(Exception, match="closed"):
+    with refused(EngineError, "closed"):
         llm.create_completion(TEXT, max_tokens=1)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match="made for another base"):
+    with refused(MismatchError, pair().otter, pair(seed=1).base, "fingerprint"):
         Otter(pair(seed=1).base, otter=pair().otter)
-    with pytest.raises(FileError, match="sidecar"):
+    with refused(FileError, pair().otter, "--otter"):
         Otter(pair().otter)
-    with pytest.raises(FileError, match="nothing"):
+    with refused(FileError, "nothing.gguf"):
         Otter(tmp_path / "nothing.gguf")
 
 
@@ -358,5 +360,5 @@ def test_a_base_is_checked_before_llama_cpp_reads_it(tmp_path: Path) -> None:
     """A plain one too, of which nothing else is looked at."""
     metadata = KeyValue("llama.attention.layer_norm_rms_epsilon", "f32", -1.0)
     base = write_base(tmp_path / "base.gguf", metadata=(metadata,))
-    with pytest.raises(FileError, match="layer_norm_rms_epsilon"):
+    with refused(FileError, base, metadata.key, -1):
         Otter(base, n_ctx=64, n_threads=1)

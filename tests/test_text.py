@@ -6,6 +6,7 @@ import pytest
 
 from otter_gguf.errors import ConfigError
 from otter_gguf.text import TextStream, first_match, listed, longest_beginning, shortened, terminal_safe
+from tests.refusals import refused
 
 
 def stream(data: bytes, size: int, stop: str | list[str] | None = None) -> tuple[list[str], TextStream]:
@@ -73,7 +74,7 @@ def test_counts_characters() -> None:
 
 @pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1]])
 def test_empty_stop_strings_are_refused(stop: object) -> None:
-    with pytest.raises(ConfigError, match="stop"):
+    with refused(ConfigError, "stop", repr(stop)):
         TextStream(stop)  # type: ignore[arg-type]
 
 

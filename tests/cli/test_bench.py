@@ -8,6 +8,7 @@ import pytest
 
 from otter_gguf.cli import main as cli
 from otter_gguf.cli.bench import markdown, mebibytes, millions
+from tests.refusals import assert_names
 from tests.synthetic_models import pair
 
 
@@ -47,4 +48,4 @@ def test_units() -> None:
 
 def test_wrong_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("-r", "0") == 2
-    assert "-r" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "-r")

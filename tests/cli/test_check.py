@@ -9,6 +9,7 @@ import pytest
 
 from otter_gguf.cli import main as cli
 from otter_gguf.demo import demo_files
+from tests.refusals import assert_names
 from tests.synthetic_models import pair
 
 
@@ -60,7 +61,7 @@ def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     }
     assert not bad["ok"]
     assert [problem["check"] for problem in bad["problems"]] == ["binding"]
-    assert "made for another base" in bad["problems"][0]["message"]
+    assert_names(bad["problems"][0]["message"], other.otter, base, "fingerprint")
 
 
 def test_nothing_in_a_name_reaches_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from otter_gguf import _native
 from otter_gguf.cli.main import main
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.sidecar import check_binding, validate_insertion
+from tests.refusals import assert_names
 
 from ..converters.toy_hf import write_hf_model
 from ..converters.toy_widened import write_widened
@@ -17,7 +18,7 @@ from ..gguf.toy_files import insertion, write_adapter, write_base
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The single line on stderr of a command that fails."""
+    """The single line on stderr of a command that fails, with exit status 2."""
     assert main(["convert", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -57,8 +58,8 @@ def test_a_hugging_face_base_is_converted_first(tmp_path: Path, capsys: pytest.C
     model, folder = write_hf_model(tmp_path / "toy"), write_adapter(tmp_path / "kind")
     assert main(["convert", str(folder), "--base", str(model), "-o", str(tmp_path / "s.gguf")]) == 0
     first, second = capsys.readouterr().err.splitlines()
-    assert "give prompts without a space in front" in first
-    assert "special tokens inside a text, as in chats" in second
+    assert_names(first, "warning", tmp_path / "toy.gguf", "' otters'")
+    assert_names(second, "warning", tmp_path / "toy.gguf", "'otter<s>otter <s> otter'")
     with BaseFiles.open(tmp_path / "toy.gguf") as base, _native.GgufFile(str(tmp_path / "s.gguf")) as file:
         check_binding(base, file)
 
@@ -66,19 +67,19 @@ def test_a_hugging_face_base_is_converted_first(tmp_path: Path, capsys: pytest.C
 def test_what_is_missing_or_too_much_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "kind")
     model = write_hf_model(tmp_path / "hf")
-    assert "--base BASE.gguf is missing" in failure(capsys, adapter)
-    assert "no such folder" in failure(capsys, tmp_path / "nowhere")
-    assert "expected a folder" in failure(capsys, base)
-    assert "join base and sidecar with `merge`" in failure(capsys, adapter, "--base", base, "--merged")
-    assert "--base-outfile is for" in failure(capsys, adapter, "--base", base, "--base-outfile", "x")
-    assert "is a base" in failure(capsys, model, "--base", base)
-    assert "quantize it afterwards" in failure(capsys, model, "--outtype", "q4_0")
+    assert_names(failure(capsys, adapter), adapter, "--base")
+    assert_names(failure(capsys, tmp_path / "nowhere"), tmp_path / "nowhere", "folder")
+    assert_names(failure(capsys, base), base, "folder", "--to-adapter")
+    assert_names(failure(capsys, adapter, "--base", base, "--merged"), "--merged", "`merge`")
+    assert_names(failure(capsys, adapter, "--base", base, "--base-outfile", "x"), "--base-outfile", "--base")
+    assert_names(failure(capsys, model, "--base", base), model, "otter_config.json", "--base")
+    assert_names(failure(capsys, model, "--outtype", "q4_0"), "--outtype", "q4_0", "q8_0", "quantize")
 
 
 def test_nothing_is_replaced_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter, target = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "kind"), tmp_path / "s.gguf"
     target.write_text("old")
-    assert "exists already" in failure(capsys, adapter, "--base", base, "-o", target)
+    assert_names(failure(capsys, adapter, "--base", base, "-o", target), target, "--force")
     assert target.read_text() == "old"
     assert main(["convert", str(adapter), "--base", str(base), "-o", str(target), "--force"]) == 0
     assert target.read_bytes().startswith(b"GGUF")
@@ -95,7 +96,7 @@ def test_a_sidecar_becomes_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in ("otter_config.json", "otter_model.safetensors"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "kind-adapter" / name).read_bytes()
     capsys.readouterr()
-    assert "exists already" in failure(capsys, sidecar, "--to-adapter")
+    assert_names(failure(capsys, sidecar, "--to-adapter"), tmp_path / "kind-adapter" / "otter_config.json", "--force")
     assert main(["convert", str(sidecar), "--to-adapter", "--force"]) == 0
 
 
@@ -103,5 +104,6 @@ def test_options_without_a_meaning_for_an_adapter_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = failure(capsys, tmp_path / "x.gguf", "--to-adapter", "--base", "b", "--outtype", "f16", "--merged")
-    assert "no --base, --merged, --outtype" in message
-    assert "--to-adapter" in failure(capsys, write_base(tmp_path / "base.gguf"))
+    assert_names(message, "--to-adapter", "--base", "--merged", "--outtype")
+    base = write_base(tmp_path / "base.gguf")
+    assert_names(failure(capsys, base), base, "--to-adapter")

@@ -12,6 +12,7 @@ import pytest
 from otter_gguf import FileError
 from otter_gguf.cli import main as cli
 from otter_gguf.cli.eval import read_prompts
+from tests.refusals import assert_names, refused
 from tests.synthetic_models import pair
 
 JUDGE = "def length(text): return len(text)\ndef bad(text): return None\n"
@@ -60,7 +61,7 @@ def test_json_on_demand(capsys: pytest.CaptureFixture[str], folder: Path) -> Non
     code, out, err = evaluate(capsys, "--json", "--no-plot", "--policy", "args:n_candidates=4", "--ignore-eos")
     assert code == 0
     assert json.loads(out) == json.loads((folder / "out" / "results.json").read_text())
-    assert "judge" in err  # none is named
+    assert_names(err, "--judge")  # none is named
     assert "judge" not in json.loads(out)["arms"][0]["metrics"]
     assert not (folder / "out" / "plots.png").exists()
 
@@ -72,7 +73,7 @@ def test_another_run_in_the_folder_needs_force(capsys: pytest.CaptureFixture[str
     before = (folder / "out" / "results.json").read_bytes()
     code, out, err = evaluate(capsys, *arguments, "--temp", "0.5")
     assert (code, out) == (2, "")
-    assert "temperature was 0.8, is 0.5" in err
+    assert_names(err, "texts.jsonl", "temperature", 0.8, 0.5, "--force")
     assert (folder / "out" / "results.json").read_bytes() == before
     assert evaluate(capsys, *arguments, "--temp", "0.5", "--force")[0] == 0
 
@@ -98,36 +99,36 @@ def test_a_model_as_judge(capsys: pytest.CaptureFixture[str], folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--judge", "nothing"], "MODULE:FUNCTION"),
-        (["--judge", "eval_judge:length", "--judge-model", "x.gguf"], "exclude each other"),
-        (["--judge-otter", "x.gguf"], "--judge-model"),
-        (["--judge-model", "no-such.gguf"], "no-such.gguf"),
-        (["--second-policy", "args"], "--second-model"),
-        (["--policy", "args", "--policy", "args"], "given twice"),
-        (["--policy", "arg"], "arg"),
-        (["--policy", "args:weight=nan"], "weight"),
-        (["--n-prompts", "3"], "expected 2 to 2"),
-        (["--seeds", "0"], "--seeds 0"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--label", "kind", "--policy", "args:n_candidates=4"], "--label kind"),
-        (["--embedder", "eval_judge:none"], "no function none"),
-        (["--judge", "eval_judge:bad", "--policy", "args:n_candidates=4"], "returned None"),
+        (["--judge", "nothing"], ("--judge", "nothing", "MODULE:FUNCTION")),
+        (["--judge", "eval_judge:length", "--judge-model", "x.gguf"], ("--judge", "--judge-model")),
+        (["--judge-otter", "x.gguf"], ("--judge-otter", "--judge-model")),
+        (["--judge-model", "no-such.gguf"], ("no-such.gguf",)),
+        (["--second-policy", "args"], ("--second-policy", "--second-model")),
+        (["--policy", "args", "--policy", "args"], ("--policy", "args")),
+        (["--policy", "arg"], ("'arg'", "args")),
+        (["--policy", "args:weight=nan"], ("ARGS", "weight", "nan")),
+        (["--n-prompts", "3"], ("--n-prompts", 3, 2)),
+        (["--seeds", "0"], ("--seeds", 0, 1)),
+        (["--seed", "-1"], ("--seed", -1)),
+        (["--label", "kind", "--policy", "args:n_candidates=4"], ("--label", "kind", "reward")),
+        (["--embedder", "eval_judge:none"], ("--embedder", "eval_judge:none")),
+        (["--judge", "eval_judge:bad", "--policy", "args:n_candidates=4"], ("--judge", "eval_judge:bad", "None")),
     ],
 )
 def test_wrong_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], message: str
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], names: tuple[object, ...]
 ) -> None:
     code, out, err = evaluate(capsys, "--no-plot", *arguments)
     assert (code, out) == (2, "")
-    assert message in err.splitlines()[-1]
+    assert_names(err.splitlines()[-1], *names)
     assert not (folder / "out" / "results.json").exists()
 
 
 def test_prompts_are_needed_with_a_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert cli.main(["eval", "-m", str(pair().base), "--no-plot", "-o", "out"]) == 2
-    assert "--prompts" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "--prompts", "-m")
 
 
 def test_the_demo_needs_no_argument_but_size(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -155,19 +156,19 @@ def test_prompt_files(tmp_path: Path, name: str, text: str, prompts: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text", "names"),
     [
-        ("p.json", "{}", "expected a list"),
-        ("p.json", "[", "no JSON"),
-        ("p.json", '["a", 1]', "entry 2: expected a text"),
-        ("p.json", '[""]', "entry 1"),
-        ("p.jsonl", '"a"\n{"text": "b"}', 'line 2: .*"prompt"'),
-        ("p.jsonl", '"a"\n{', "line 2: no JSON"),
+        ("p.json", "{}", ("list", "dict")),
+        ("p.json", "[", ("JSON", "column 2")),
+        ("p.json", '["a", 1]', ("entry 2", "prompt")),
+        ("p.json", '[""]', ("entry 1", "prompt")),
+        ("p.jsonl", '"a"\n{"text": "b"}', ("line 2", "prompt")),
+        ("p.jsonl", '"a"\n{', ("line 2", "JSON", "column 2")),
     ],
 )
-def test_bad_prompt_files_name_the_place(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_bad_prompt_files_name_the_place(tmp_path: Path, name: str, text: str, names: tuple[str, ...]) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(FileError, match=message):
+    with refused(FileError, tmp_path / name, *names):
         read_prompts(str(tmp_path / name))
 
 

@@ -15,8 +15,9 @@ import torch
 from otter_gguf.cli import insert as verb
 from otter_gguf.cli._common import given
 from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
-from otter_gguf.errors import ConfigError, FileError, OtterError
+from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.training import OtterModel
+from tests.refusals import refused
 from tests.training.toy import toy_folder, toy_otter
 
 BASE = BaseGeometry("llama", 3, 32, 4, 2, 8, 48, 258)
@@ -65,7 +66,7 @@ def test_json_says_what_was_inserted(base: Path, tmp_path: Path, capsys: Any) ->
 
 def test_flags_have_the_documented_defaults() -> None:
     assert config("--state-offset", "0", "--width", "8") == InsertionConfig.uniform(BASE, 8, 1, 256)
-    with pytest.raises(ConfigError, match="slice of 64 channels at 0 does not fit the base's 32"):
+    with refused(ConfigError, "slice", 64, 32):
         config()
 
 
@@ -101,32 +102,32 @@ def test_width_0_is_heads_alone_without_more_flags() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["--layers", "0,3"], "--layers 0,3: '3' is no layer or range within 0-2"),
-        (["--layers", "2-1"], "'2-1' is no layer"),
-        (["--layers", ""], "'' is no layer"),
-        (["--layers", "-1"], "'-1' is no layer"),
-        (["--kv-heads", "1,2"], "--kv-heads has 2 sizes, the base has 3 layers"),
-        (["--inner", "many"], "--inner many: expected a number"),
-        (["--inner", "-4"], "--inner -4: expected a number"),
-        (["--width", "0", "--inner", "4"], "width is 0"),
-        (["--width", "0", "--head-input", "both"], "every head must read input 'base'"),
-        (["--head", "Tone"], "head name 'Tone'"),
-        (["--head", "a", "--head", "a"], "two heads share a name"),
-        (["--head", "a=x,x"], "labels must be unique"),
+        (["--layers", "0,3"], ("--layers", "0,3", "'3'", "0-2")),
+        (["--layers", "2-1"], ("--layers", "'2-1'", "0-2")),
+        (["--layers", ""], ("--layers", "''", "0-2")),
+        (["--layers", "-1"], ("--layers", "'-1'", "0-2")),
+        (["--kv-heads", "1,2"], ("--kv-heads", 2, 3)),
+        (["--inner", "many"], ("--inner", "many")),
+        (["--inner", "-4"], ("--inner", -4)),
+        (["--width", "0", "--inner", "4"], ("width", 0, "FFN")),
+        (["--width", "0", "--head-input", "both"], ("width", 0, "'base'")),
+        (["--head", "Tone"], ("head", "'Tone'")),
+        (["--head", "a", "--head", "a"], ("heads", "share")),
+        (["--head", "a=x,x"], ("'a'", "labels")),
     ],
 )
-def test_contradictions_are_refused(arguments: list[str], message: str) -> None:
+def test_contradictions_are_refused(arguments: list[str], names: tuple[object, ...]) -> None:
     flags = [f"{flag}={value}" for flag, value in zip(arguments[::2], arguments[1::2], strict=True)]
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, *names):
         config("--width=8", *flags)
 
 
 def test_an_adapter_is_replaced_only_by_force(base: Path, tmp_path: Path) -> None:
     run("--base", base, "-o", tmp_path, "--width", 8)
     before = (tmp_path / "otter_model.safetensors").read_bytes()
-    with pytest.raises(ConfigError, match="holds an adapter already; give another folder, or --force"):
+    with refused(ConfigError, tmp_path, "--force"):
         run("--base", base, "-o", tmp_path, "--width", 4)
     assert (tmp_path / "otter_model.safetensors").read_bytes() == before
     run("--base", base, "-o", tmp_path, "--width", 4, "--force")
@@ -134,10 +135,8 @@ def test_an_adapter_is_replaced_only_by_force(base: Path, tmp_path: Path) -> Non
 
 
 def test_a_base_that_is_not_there_is_a_file_error(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot load the base model") as raised:
+    with refused(FileError, tmp_path / "nowhere"):
         run("--base", tmp_path / "nowhere", "-o", tmp_path / "out")
-    assert isinstance(raised.value, OtterError)
-    assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 

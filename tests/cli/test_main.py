@@ -12,6 +12,7 @@ import pytest
 
 from otter_gguf import __version__
 from otter_gguf.cli import main as cli
+from tests.refusals import assert_names
 from tests.synthetic_models import pair
 
 COMMAND = [sys.executable, "-m", "otter_gguf.cli.main"]
@@ -53,7 +54,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2(verb: str, capsys: pytest.Ca
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "/no/such/file.gguf" in captured.err
+    assert_names(captured.err, "/no/such/file.gguf")
 
 
 def test_hostile_names_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

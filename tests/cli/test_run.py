@@ -15,6 +15,7 @@ from otter_gguf.cli import main as cli
 from otter_gguf.cli._colour import HIGH, LOW, MIDDLE, Painter, RewardScale, colour_at, head_of_column, wants_colour
 from otter_gguf.completion import Rewards
 from otter_gguf.config import HeadConfig, InsertionConfig
+from tests.refusals import assert_names
 from tests.synthetic_models import TEXT, pair
 
 ESCAPE = re.compile("\x1b\\[[0-9;]*m")
@@ -88,27 +89,29 @@ def test_plain_model_runs_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("arguments", "names"),
     [
-        (["--json"], "--json"),
-        (["-p", "x", "-f", "y"], "exclude"),
-        (["-p", "x", "--candidates", "3"], "--weight"),
-        (["-p", "x", "-w", "1", "--label", "unknown"], "unknown"),
-        (["-p", "x", "--temp", "-1"], "temperature"),
-        (["-f", "/no/such/prompt"], "/no/such/prompt"),
-        (["-p", "x" * 2000], "context"),
+        (["--json"], ("--json", "-p", "-f")),
+        (["-p", "x", "-f", "y"], ("-p", "-f")),
+        (["-p", "x", "--candidates", "3"], ("--candidates", "--weight")),
+        (["-p", "x", "-w", "1", "--label", "unknown"], ("'unknown'", "reward")),
+        (["-p", "x", "--temp", "-1"], ("temperature", -1.0)),
+        (["-f", "/no/such/prompt"], ("/no/such/prompt",)),
+        (["-p", "x" * 2000], (2001, 256, "n_ctx")),
     ],
 )
-def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
+def test_wrong_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], names: tuple[object, ...]
+) -> None:
     code, _, err = run(capsys, *arguments)
     assert code == 2
-    assert word in err
+    assert_names(err, *names)
     assert err.count("\n") == 1
 
 
 def test_no_utf8_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    assert "byte 3" in run(capsys, "-f", str(tmp_path / "latin"))[2]
+    assert_names(run(capsys, "-f", str(tmp_path / "latin"))[2], tmp_path / "latin", "byte 3")
 
 
 # ---- colours ---------------------------------------------------------------------------------------------------

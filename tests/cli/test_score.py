@@ -12,6 +12,7 @@ import pytest
 from otter_gguf import FileError
 from otter_gguf.cli import main as cli
 from otter_gguf.cli.score import parse_row
+from tests.refusals import assert_names, refused
 from tests.synthetic_models import load, pair
 
 ROWS = [
@@ -44,7 +45,7 @@ def test_scores_every_kind_of_row(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert rows[1]["id"] == 7
         assert rows[2]["chosen_reward"] == llm.score("The otter", " is kind.").reward
     assert rows[2]["margin"] == rows[2]["chosen_reward"] - rows[2]["rejected_reward"]
-    assert err.startswith("2 pairs: accuracy ")
+    assert_names(err, "2 pairs", "accuracy")
 
 
 def test_tokens_on_demand(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -69,27 +70,27 @@ def test_stdin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("line", "word"),
+    ("line", "names"),
     [
-        ("{", "no JSON"),
-        ("[1]", "expected an object, found list"),
-        ('{"txt": "a"}', "expected"),
-        ('{"prompt": "a"}', "expected"),
-        ('{"text": 1}', "text must be text"),
-        ('{"prompt": [], "response": "a"}', "prompt must be text"),
-        ('{"prompt": 1, "chosen": "a", "rejected": "b"}', "prompt must be text"),
-        ('{"prompt": "a", "chosen": "b"}', "expected"),
+        ("{", ("JSON", "column 2")),
+        ("[1]", ("object", "list")),
+        ('{"txt": "a"}', ("text", "prompt", "response", "chosen", "rejected")),
+        ('{"prompt": "a"}', ("text", "prompt", "response", "chosen", "rejected")),
+        ('{"text": 1}', ("text", "messages")),
+        ('{"prompt": [], "response": "a"}', ("prompt", "messages")),
+        ('{"prompt": 1, "chosen": "a", "rejected": "b"}', ("prompt", "messages")),
+        ('{"prompt": "a", "chosen": "b"}', ("text", "prompt", "response", "chosen", "rejected")),
     ],
 )
-def test_bad_rows_name_their_line(line: str, word: str) -> None:
-    with pytest.raises(FileError, match=f"line 3: .*{word}"):
+def test_bad_rows_name_their_line(line: str, names: tuple[str, ...]) -> None:
+    with refused(FileError, "rows.jsonl", "line 3", *names):
         parse_row(line, "rows.jsonl: line 3: ")
 
 
 def test_nothing_is_scored_if_a_row_is_bad(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, rows, err = score(capsys, write(tmp_path, [*ROWS, {"txt": "a"}]))
     assert (code, rows) == (2, [])
-    assert "line 5" in err
+    assert_names(err, tmp_path / "rows.jsonl", "line 5")
     assert err.count("\n") == 1
 
 
@@ -97,7 +98,7 @@ def test_a_text_that_does_not_fit_names_its_line(capsys: pytest.CaptureFixture[s
     code, rows, err = score(capsys, write(tmp_path, [{"text": "short"}, {"text": "x" * 3000}]))
     assert code == 2
     assert len(rows) == 1
-    assert "line 2" in err
+    assert_names(err, tmp_path / "rows.jsonl", "line 2", 3001, 256, "n_ctx")
 
 
 def test_input_is_needed_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,4 +108,4 @@ def test_input_is_needed_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_plain_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["score", "-m", str(pair().base), "-t", "1", "-c", "64", "-p", "a"]) == 2
-    assert "--otter" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, pair().base, "--otter")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from otter_gguf.cli.main import main
+from tests.refusals import assert_names
 
 from ..gguf.toy_files import write_base, write_sidecar
 
@@ -29,14 +30,14 @@ def test_both_parts_come_back(tmp_path: Path, merged: Path, capsys: pytest.Captu
 
 def test_wrong_input_is_one_line(tmp_path: Path, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    for arguments, reason in (
-        ([merged], "give --base FILE, --otter FILE or both"),
-        ([tmp_path / "base.gguf", "--base", tmp_path / "b"], "no merged file"),
-        ([merged, "--base", tmp_path / "base.gguf"], "exists already"),
-        ([tmp_path / "nowhere.gguf", "--base", tmp_path / "b"], "nowhere.gguf"),
+    for arguments, names in (
+        ([merged], ("--base", "--otter")),
+        ([tmp_path / "base.gguf", "--base", tmp_path / "b"], (tmp_path / "base.gguf", "otter.merged.base_size")),
+        ([merged, "--base", tmp_path / "base.gguf"], (tmp_path / "base.gguf", "--force")),
+        ([tmp_path / "nowhere.gguf", "--base", tmp_path / "b"], (tmp_path / "nowhere.gguf",)),
     ):
         assert main(["split", *map(str, arguments)]) == 2
         captured = capsys.readouterr()
         assert (captured.out, captured.err.count("\n")) == ("", 1)
-        assert reason in captured.err
+        assert_names(captured.err, *names)
     assert not (tmp_path / "b").exists()

@@ -10,6 +10,7 @@ import pytest
 from otter_gguf.architectures import describe, supported
 from otter_gguf.cli.info import BEGIN, END
 from otter_gguf.cli.main import main
+from tests.refusals import assert_names
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -58,10 +59,12 @@ def test_a_file_without_the_marks_is_left_alone(text: str, tmp_path: Path, capsy
     path = tmp_path / "page.md"
     path.write_text(text)
     assert main(["info", "--architectures", "--markdown", str(path)]) == 2
-    assert "expected one" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert_names(err, path, BEGIN)
+    assert END in err
     assert path.read_text() == text
 
 
 def test_a_table_of_a_file_is_nobodys_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "base.gguf", "--markdown"]) == 2
-    assert "--markdown is for --architectures" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "--markdown", "--architectures")

@@ -16,6 +16,7 @@ from otter_gguf.cli import insert, train
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.training import OtterModel
 from otter_gguf.training.runs import checkpoints
+from tests.refusals import assert_names, refused
 from tests.training.mixed import mixed_otter, mixed_rows, table_of
 from tests.training.toy import toy_folder, toy_rows, write_rows
 
@@ -55,8 +56,7 @@ def test_trains_an_adapter_and_says_how_well(folder: Path, tmp_path: Path, capfd
     assert result["steps"] == 4
     assert {"train_loss", "eval_loss", "eval_accuracy", "eval_prefix_accuracy", "eval_margin"} <= result.keys()
     assert result["output"] == str(tmp_path / "out")
-    assert "40 pairs," in captured.err
-    assert "0 cut, 0 dropped" in captured.err
+    assert_names(captured.err, "40 pairs", "0 cut", "0 dropped")
     before, after = tensors(folder / "base", folder / "fresh"), tensors(folder / "base", tmp_path / "out")
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
@@ -64,9 +64,9 @@ def test_trains_an_adapter_and_says_how_well(folder: Path, tmp_path: Path, capfd
 def test_rewards_are_calibrated_unless_told(folder: Path, tmp_path: Path, capfd: Any) -> None:
     data = ("--data", folder / "pairs.jsonl", *FEW)
     call(train, folder / "fresh", *data, "-o", tmp_path / "calibrated")
-    assert "calibrated to 0 and 1" in capfd.readouterr().err
+    assert_names(capfd.readouterr().err, "reward", "calibrated")
     call(train, folder / "fresh", *data, "-o", tmp_path / "raw", "--no-calibrate")
-    assert "calibrated to" not in capfd.readouterr().err
+    assert "calibrated" not in capfd.readouterr().err
     calibrated, raw = (tensors(folder / "base", tmp_path / name) for name in ("calibrated", "raw"))
     assert [name for name in raw if not torch.equal(raw[name], calibrated[name])] == [
         "heads.reward.otter.weight",
@@ -98,7 +98,7 @@ def test_a_run_is_replaced_only_by_force(folder: Path, tmp_path: Path) -> None:
     data = ("--data", folder / "pairs.jsonl", *FEW, "-o", tmp_path)
     call(train, folder / "fresh", *data)
     before = tensors(folder / "base", tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already; --resume continues it, --force replaces it"):
+    with refused(ConfigError, tmp_path, "--resume", "--force"):
         call(train, folder / "fresh", *data, "--lr", 0.01)
     assert same(tensors(folder / "base", tmp_path), before)
     call(train, folder / "fresh", *data, "--lr", 0.01, "--max-steps", 2, "--force")
@@ -115,8 +115,7 @@ def test_rows_of_every_kind_from_several_files(folder: Path, tmp_path: Path, cap
         data = ("--data", tmp_path / name, "--eval-data", tmp_path / name)
         assert call(train, tmp_path / "fresh", *data, "-o", tmp_path / f"out-{name}", *FEW, "--json") == 0
         captured = capfd.readouterr()
-        assert "16 pairs, 8 graded texts, 8 classed texts, 8 texts in steps, " in captured.err
-        assert "reward: mean" in captured.err
+        assert_names(captured.err, "16 pairs", "8 graded", "8 classed", "8 texts", "steps", "reward: mean")
         assert "grade: mean" not in captured.err
         found[name] = json.loads(captured.out)
         names = ("loss", "accuracy", "squared_error", "correlation", "class_accuracy", "step_accuracy")
@@ -138,30 +137,32 @@ def test_steps_end_with_the_separator_given(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        ([], "give an ADAPTER folder to start from, or --base"),
-        (["{folder}/fresh", "--width", "8"], "ADAPTER has its insertion; leave out width"),
-        (["{folder}/fresh", "--head", "a"], "ADAPTER has its insertion; leave out head"),
-        (["--resume", "--inner", "8"], "--resume keeps the run's insertion; leave out n_ff"),
-        (["{folder}/fresh", "--lr", "0"], "learning_rate is 0.0, expected more than 0"),
-        (["{folder}/fresh", "--batch-size", "0"], "batch_size is 0, expected at least 1"),
-        (["{folder}/fresh", "--max-length", "1"], "max_length is 1"),
+        ([], ("ADAPTER", "--base")),
+        (["{folder}/fresh", "--width", "8"], ("ADAPTER", "width")),
+        (["{folder}/fresh", "--head", "a"], ("ADAPTER", "head")),
+        (["--resume", "--inner", "8"], ("--resume", "n_ff")),
+        (["{folder}/fresh", "--lr", "0"], ("learning_rate", 0.0)),
+        (["{folder}/fresh", "--batch-size", "0"], ("batch_size", 0, 1)),
+        (["{folder}/fresh", "--max-length", "1"], ("max_length", 1, 2)),
     ],
 )
-def test_contradictions_are_refused(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_contradictions_are_refused(
+    folder: Path, tmp_path: Path, arguments: list[str], names: tuple[object, ...]
+) -> None:
     given = [argument.format(folder=folder) for argument in arguments]
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, *names):
         call(train, *given, "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_files_that_are_not_there_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"nothing\.jsonl: No such file"):
+    with refused(FileError, folder / "nothing.jsonl", "No such file"):
         call(train, folder / "fresh", "--data", folder / "nothing.jsonl", "-o", tmp_path / "out")
-    with pytest.raises(FileError, match="is no adapter folder"):
+    with refused(FileError, folder / "base" / "otter_config.json"):
         call(train, folder / "base", "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
-    with pytest.raises(FileError, match="no complete checkpoint to resume from"):
+    with refused(FileError, tmp_path / "out", "checkpoint"):
         call(train, "--resume", "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -171,5 +172,5 @@ def test_a_base_without_tokenizer_is_refused(folder: Path, tmp_path: Path) -> No
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / "base" / name, bare)
-    with pytest.raises(FileError, match="bare: cannot load the tokenizer"):
+    with refused(FileError, bare, "tokenizer"):
         call(train, "--base", bare, "--width", 8, "--data", folder / "pairs.jsonl", "-o", tmp_path / "out")

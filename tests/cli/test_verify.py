@@ -10,6 +10,7 @@ import pytest
 from otter_gguf.cli import main as cli
 from otter_gguf.cli.verify import print_result
 from otter_gguf.verify import Comparison, Verification
+from tests.refusals import assert_names
 from tests.synthetic_models import pair
 
 
@@ -49,7 +50,7 @@ def test_a_difference_is_said_and_is_exit_code_1(
 
 def test_without_a_sidecar_there_is_nothing_to_verify(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "-m", str(pair().base)]) == 2
-    assert "nothing is inserted" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, pair().base, "--otter")
 
 
 def test_files_by_position(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,9 +58,9 @@ def test_files_by_position(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", base, otter, "-t", "1", "--logits", "1000", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"] is True
     assert cli.main(["verify", base, otter, "-m", base]) == 2
-    assert "either as BASE OTTER or with -m" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "BASE", "OTTER", "-m", "--otter")
 
 
 def test_a_sidecar_without_its_base_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "--otter", str(pair().otter)]) == 2
-    assert "--otter needs the base" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "--otter", "-m")

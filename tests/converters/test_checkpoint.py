@@ -13,6 +13,7 @@ from otter_gguf.converters.checkpoint import Checkpoint, SafetensorsFile, read_j
 from safetensors.numpy import save_file
 
 from otter_gguf.errors import FileError, OtterError, UnsupportedError
+from tests.refusals import refused
 
 from ..gguf.toy_files import Float32, save_safetensors
 from .toy_hf import Payload
@@ -96,15 +97,15 @@ def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
 )
 def test_damaged_files_are_refused(tmp_path: Path, header: Any, data: bytes, length: int | None) -> None:
     path = write_raw(tmp_path / "bad.safetensors", header, data, length)
-    with pytest.raises(FileError, match=r"bad\.safetensors") as caught:
+    with refused(FileError, path):
         SafetensorsFile(path)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["I64", "F64", "F8_E4M3", None, []])
 def test_other_types_are_unsupported(tmp_path: Path, dtype: Any) -> None:
-    with pytest.raises(UnsupportedError, match=r"tensor t is .*expected F32, F16, BF16"):
-        SafetensorsFile(write_raw(tmp_path / "bad.safetensors", entry(dtype=dtype), bytes(8)))
+    path = write_raw(tmp_path / "bad.safetensors", entry(dtype=dtype), bytes(8))
+    with refused(UnsupportedError, path, "tensor t", dtype, "F32", "F16", "BF16"):
+        SafetensorsFile(path)
 
 
 def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "otter_model.pt", "model.pth"])
 def test_pickled_weights_are_never_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
-    with pytest.raises(FileError, match="only pickled weights"):
+    with refused(FileError, tmp_path, name, "pickled"):
         Checkpoint(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -150,19 +151,19 @@ def test_an_index_that_names_the_wrong_file_is_refused(tmp_path: Path) -> None:
     wrong: dict[str, Float32] = {"other": TENSORS["vector"]}
     save_safetensors(tmp_path / "a.safetensors", wrong)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"vector": "a.safetensors"}}))
-    with pytest.raises(FileError, match="tensor vector is missing"):
+    with refused(FileError, tmp_path / "a.safetensors", "vector"):
         Checkpoint(tmp_path)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"model\.safetensors is missing"):
+    with refused(FileError, tmp_path, "model.safetensors"):
         Checkpoint(tmp_path)
-    with pytest.raises(FileError, match="no such folder"):
+    with refused(FileError, tmp_path / "nowhere", "folder"):
         Checkpoint(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\udc80", "[" * 100_000, r'{"a": "\ud800"}'])
 def test_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(OtterError, match=r"c\.json"):
+    with refused(OtterError, tmp_path / "c.json"):
         read_json(tmp_path / "c.json")

@@ -11,6 +11,7 @@ import pytest
 from otter_gguf import UnsupportedError
 from otter_gguf.demo.plot import save_plot
 from tests.demo.made_up import experiment
+from tests.refusals import refused
 
 
 def test_plot_is_a_png_of_its_size(tmp_path: Path) -> None:
@@ -31,6 +32,6 @@ def test_plot_replaces_an_older_one(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # Python's own way to make an import fail
-    with pytest.raises(UnsupportedError, match=r"otter-gguf\[plot\]"):
+    with refused(UnsupportedError, "otter-gguf[plot]"):
         save_plot(experiment(2), tmp_path / "demo.png")
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from otter_gguf import ConfigError
 from otter_gguf.evaluation.judges import load_judge, of_function, of_model
 from otter_gguf.evaluation.plugins import load_function
 from tests.evaluation.made_up import bare
+from tests.refusals import refused
 from tests.synthetic_models import load
 
 SOURCE = """
@@ -63,25 +64,24 @@ def test_a_module_of_the_folder_hides_no_other(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "names"),
     [
-        ("demos", "expected MODULE:FUNCTION"),
-        (":f", "expected MODULE:FUNCTION"),
-        ("no_such_module:f", "cannot import no_such_module"),
-        ("broken_judges:f", "cannot import broken_judges"),
-        ("my_judges:none", "has no function none"),
-        ("my_judges:number", "has no function number"),
+        ("demos", ("MODULE:FUNCTION",)),
+        (":f", ("MODULE:FUNCTION",)),
+        ("no_such_module:f", ("import", "no_such_module")),
+        ("broken_judges:f", ("import", "broken_judges")),
+        ("my_judges:none", ("function", "none")),
+        ("my_judges:number", ("function", "number")),
     ],
 )
-def test_a_wrong_name_is_one_clear_line(folder: Path, name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"--judge {name}: .*{message}") as error:
+def test_a_wrong_name_is_one_clear_line(folder: Path, name: str, names: tuple[str, ...]) -> None:
+    with refused(ConfigError, "--judge", name, *names):
         load_judge(name)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("answer", [float("nan"), float("inf"), None, "good", [1, 2]])
 def test_what_is_no_score_is_refused(answer: Any) -> None:
-    with pytest.raises(ConfigError, match=r"--judge odd: returned .*finite"):
+    with refused(ConfigError, "--judge", "odd", repr(answer)):
         of_function(lambda text: answer, "odd").score("", "text")
 
 
@@ -96,5 +96,5 @@ def test_a_models_reward_as_judge() -> None:
         judge = of_model(llm)
         assert judge.score("The otter", " sleeps.") == llm.score("The otter", " sleeps.").reward
         assert judge.score("The otter", " sleeps.") != judge.score("The otter", " eats.")
-    with bare() as plain, pytest.raises(ConfigError, match="--judge-otter"):
+    with bare() as plain, refused(ConfigError, "base.gguf", "--judge-otter"):
         of_model(plain)

@@ -25,6 +25,7 @@ from otter_gguf.evaluation.embed import (
 from otter_gguf.evaluation.readings import read_texts
 from otter_gguf.gguf.base import BaseFiles
 from tests.evaluation.made_up import bare
+from tests.refusals import refused
 from tests.synthetic_models import TEXT, load, pair
 
 TEXTS = ["The otter", "The otter eats urchins.", "", "x" * 200, TEXT]
@@ -72,7 +73,7 @@ def test_a_plain_model_gives_no_rewards() -> None:
         (reading,) = read_texts(llm, [("The otter", " sleeps.")])
         assert (reading.token_rewards, reading.reward) == (None, None)
         assert reading.cross_entropy > 0
-        with pytest.raises(ConfigError, match="--label kind"):
+        with refused(ConfigError, "--label", "kind"):
             read_texts(llm, [("a", "b")], "kind")
 
 
@@ -80,7 +81,7 @@ def test_a_label_chooses_the_reward() -> None:
     with load(pair(labels=("kind", "true"))) as llm:
         kind, true = (read_texts(llm, [("The otter", " eats")], label)[0].reward for label in llm.reward_labels)
         assert read_texts(llm, [("The otter", " eats")])[0].reward == kind != true
-        with pytest.raises(ConfigError, match=r"there are: reward\.kind, reward\.true"):
+        with refused(ConfigError, "--label", "kin", "reward.kind, reward.true"):
             read_texts(llm, [], "kin")
 
 
@@ -167,6 +168,6 @@ def test_a_users_embedder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     good = load_embedder("my_vectors:good")
     assert good.embed(["a", "bb"]).tolist() == [[1, 1], [2, 1]]
     assert (good.name, good.centred) == ("my_vectors:good", False)
-    for name, message in {"flat": "shape", "nan": "NaN", "ragged": "--embedder"}.items():
-        with pytest.raises(ConfigError, match=message):
+    for name, names in {"flat": ("shape",), "nan": ("NaN",), "ragged": ()}.items():
+        with refused(ConfigError, "--embedder", f"my_vectors:{name}", *names):
             load_embedder(f"my_vectors:{name}").embed(["a", "bb"])

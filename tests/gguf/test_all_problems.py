@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from otter_gguf import _native, errors
+from tests.refusals import assert_names
 
 from .gguf_builder import Gguf, Tensor, toy_llama
 
@@ -25,7 +26,8 @@ def message_of(file: Gguf, path: Path, kind: type[errors.OtterError] = errors.Fi
 
 def test_one_problem_is_the_whole_message(tmp_path: Path) -> None:
     message = message_of(toy_llama().drop("llama.block_count"), tmp_path)
-    assert message == "key 'llama.block_count' is missing, expected a u32"
+    assert_names(message, "llama.block_count", "u32")
+    assert ";" not in message
 
 
 def test_keys_of_every_kind_are_named(tmp_path: Path) -> None:
@@ -54,8 +56,12 @@ def test_keys_of_every_kind_are_named(tmp_path: Path) -> None:
 def test_what_rests_on_a_wrong_key_is_not_judged(tmp_path: Path) -> None:
     """Heads are one a layer: without the number of layers nothing is said of them."""
     file = toy_llama().set("llama.block_count", "u32", 2**31).set("llama.attention.head_count", "u32", 3)
-    assert message_of(file, tmp_path) == "key 'llama.block_count' is 2147483648, expected 1 to 512"
-    assert "llama.attention.head_count" in message_of(toy_llama().set("llama.attention.head_count", "u32", 3), tmp_path)
+    message = message_of(file, tmp_path)
+    assert_names(message, "llama.block_count", 2**31, 512)
+    assert "head_count" not in message
+    assert_names(
+        message_of(toy_llama().set("llama.attention.head_count", "u32", 3), tmp_path), "llama.attention.head_count"
+    )
 
 
 def test_a_key_that_two_checks_read_is_named_once(tmp_path: Path) -> None:
@@ -65,18 +71,19 @@ def test_a_key_that_two_checks_read_is_named_once(tmp_path: Path) -> None:
 
 def test_what_is_not_handled_yields_to_what_is_wrong(tmp_path: Path) -> None:
     file = toy_llama().set("llama.attention.causal", "bool", False)
-    assert "not a model that writes text" in message_of(file, tmp_path, errors.UnsupportedError)
+    assert_names(message_of(file, tmp_path, errors.UnsupportedError), "llama.attention.causal", "false")
     both = message_of(file.set("llama.context_length", "u32", 0), tmp_path)
-    assert "context_length' is 0" in both
-    assert "not a model that writes text" in both
+    assert_names(both, "llama.context_length", 0, "llama.attention.causal", "false")
 
 
 def test_vectors_of_another_type_are_named_together(tmp_path: Path) -> None:
     file = toy_llama()
-    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.1.ffn_norm.weight"):
+    names = ("output_norm.weight", "blk.0.attn_norm.weight", "blk.1.ffn_norm.weight")
+    for name in names:
         file = file.tensor(name, Tensor((64,), "F16"))
     message = message_of(file, tmp_path)
-    assert message.count("has one dimension and type F16, expected F32") == 3
+    for name, problem in zip(names, message.split("; "), strict=True):
+        assert_names(problem, name, "F16", "F32")
 
 
 def test_a_long_list_ends_with_a_number(tmp_path: Path) -> None:
@@ -84,8 +91,8 @@ def test_a_long_list_ends_with_a_number(tmp_path: Path) -> None:
     for i in range(30):
         file = file.tensor(f"odd.{i}.weight", Tensor((33, 2), "Q8_0", data=b""))
     message = message_of(file, tmp_path)
-    assert message.count("rows of 33 elements, expected a multiple of 32 for Q8_0") == 24
-    assert message.endswith("; and 6 more")
+    assert message.count("odd.") == 24
+    assert_names(message, *(f"odd.{i}.weight" for i in range(24)), 33, 32, "Q8_0", "6 more")
 
 
 def test_what_an_architecture_takes_for_granted_is_said_at_once(tmp_path: Path) -> None:
@@ -103,4 +110,4 @@ def test_what_an_architecture_takes_for_granted_is_said_at_once(tmp_path: Path) 
         "llama.embedding_length_out",
     ]
     alone = toy_llama().set("llama.pooling_type", "u32", 1)
-    assert message_of(alone, tmp_path, errors.UnsupportedError).startswith("key 'llama.pooling_type' is not 0")
+    assert_names(message_of(alone, tmp_path, errors.UnsupportedError), "llama.pooling_type")

@@ -14,6 +14,7 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.merge import merge
+from tests.refusals import refused
 
 from .toy_files import (
     GEOMETRY,
@@ -118,15 +119,17 @@ def test_experts_are_counted_and_have_their_own_inner_size(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "type", "value", "reason"),
+    ("key", "type", "value", "names"),
     [
-        ("llama.attention.head_count_kv", "arr[u32]", [2, 1], "differs from layer to layer"),
-        ("llama.attention.value_length", "u32", 8, "keys and values of attention differ"),
+        ("llama.attention.head_count_kv", "arr[u32]", [2, 1], ("llama.attention.head_count_kv", "layer")),
+        ("llama.attention.value_length", "u32", 8, ("keys", "values")),
     ],
 )
-def test_what_cannot_be_widened_is_unsupported(tmp_path: Path, key: str, type: str, value: object, reason: str) -> None:
+def test_what_cannot_be_widened_is_unsupported(
+    tmp_path: Path, key: str, type: str, value: object, names: tuple[str, ...]
+) -> None:
     path = write_base(tmp_path / "base.gguf", metadata=(KeyValue(key, type, value),))
-    with BaseFiles.open(path) as base, pytest.raises(UnsupportedError, match=reason):
+    with BaseFiles.open(path) as base, refused(UnsupportedError, path, *names):
         base_geometry(base)
 
 
@@ -139,24 +142,21 @@ def test_sizes_equal_in_every_layer_are_one_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["llama.block_count", "general.architecture"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     rewrite(write_base(tmp_path / "base.gguf"), tmp_path / "cut.gguf", metadata={key: None})
-    with (
-        BaseFiles.open(tmp_path / "cut.gguf") as base,
-        pytest.raises(FileError, match=rf"cut\.gguf: key {key} is missing"),
-    ):
+    with BaseFiles.open(tmp_path / "cut.gguf") as base, refused(FileError, "cut.gguf", key):
         base_geometry(base)
 
 
 def test_the_first_shard_must_be_given(tmp_path: Path) -> None:
     split_base(write_base(tmp_path / "base.gguf"), 2)
-    with pytest.raises(FileError, match=r"give the first shard, part-00001-of-00002\.gguf"):
+    with refused(FileError, "part-00002-of-00002.gguf", "part-00001-of-00002.gguf"):
         BaseFiles.open(tmp_path / "part-00002-of-00002.gguf")
 
 
 def test_a_missing_shard_and_a_wrong_count_are_named(tmp_path: Path) -> None:
     first = split_base(write_base(tmp_path / "base.gguf"), 2)
     first.with_name("part-00002-of-00002.gguf").unlink()
-    with pytest.raises(FileError, match="part-00002-of-00002"):
+    with refused(FileError, "part-00002-of-00002.gguf"):
         BaseFiles.open(first)
     wrong = split_base(write_base(tmp_path / "again.gguf"), 3, split_count=4)
-    with pytest.raises(FileError, match="one of 4 shards"):
+    with refused(FileError, "part-00001-of-00003.gguf", "00001-of-00004.gguf"):
         BaseFiles.open(wrong)

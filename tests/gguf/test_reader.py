@@ -16,6 +16,7 @@ import pytest
 
 from otter_gguf import _native, errors
 from tests.gguf.gguf_builder import TENSOR_TYPES, UNUSABLE_TENSOR_TYPES, Gguf, Tensor, Value, toy_gpt2, toy_llama
+from tests.refusals import refused
 
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 QUANTIZABLE = [type for type in TENSOR_TYPES if type not in NEEDS_IMPORTANCE]
@@ -78,7 +79,7 @@ def test_array_of_each_type(type: str, tmp_path: Path) -> None:
 
 
 def test_length_of_a_scalar_is_an_error(tmp_path: Path) -> None:
-    with open_file(Gguf().set("key", "u32", 1), tmp_path) as file, pytest.raises(errors.FileError, match="key 'key'"):
+    with open_file(Gguf().set("key", "u32", 1), tmp_path) as file, refused(errors.FileError, "'key'", "u32"):
         file.array_length("key")
 
 
@@ -90,7 +91,7 @@ def test_text_that_is_no_utf8_survives(tmp_path: Path) -> None:
 def test_absent_names_are_key_errors(tmp_path: Path) -> None:
     with open_file(Gguf().set("key", "u32", 1), tmp_path) as file:
         for call in (file.value, file.raw_value, file.key_type, file.array_length, file.tensor_data, file.non_finite):
-            with pytest.raises(KeyError, match="other"):
+            with refused(KeyError, "other"):
                 call("other")
 
 
@@ -131,7 +132,7 @@ def test_last_padding_may_be_missing(tmp_path: Path) -> None:
     path.write_bytes(Gguf(tensors=[("t", Tensor((5,)))]).build()[:-12])
     assert len(_native.GgufFile(str(path)).tensor_data("t")) == 20
     path.write_bytes(Gguf(tensors=[("t", Tensor((5,)))]).build()[:-13])
-    with pytest.raises(errors.FileError, match="tensor 't' needs 20 bytes"):
+    with refused(errors.FileError, path, "'t'", 20, 83):
         _native.GgufFile(str(path))
 
 
@@ -191,7 +192,7 @@ def test_use_after_close(tmp_path: Path) -> None:
         lambda: _native.check_finite(file, []),
         lambda: file.__enter__(),
     ):
-        with pytest.raises(errors.FileError, match="closed"):
+        with refused(errors.FileError, file.path, "closed"):
             use()
 
 
@@ -219,7 +220,7 @@ def test_sizes(type: str) -> None:
         assert gguf.GGMLQuantizationType[type] == number
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]] == (block, size)
     if block > 1:
-        with pytest.raises(errors.FileError, match="multiple of"):
+        with refused(errors.FileError, type, block + 1, block):
             _native.tensor_nbytes(type, (block + 1, 5))
 
 
@@ -248,7 +249,7 @@ def test_dequantize_agrees_with_gguf_py(type: str) -> None:
 
 @pytest.mark.parametrize("type", NEEDS_IMPORTANCE)
 def test_types_that_need_an_importance_matrix(type: str) -> None:
-    with pytest.raises(errors.ConfigError, match=f"{type} needs an importance matrix"):
+    with refused(errors.ConfigError, type, "importance"):
         _native.quantize(np.ones((1, 256), np.float32), type)
 
 
@@ -259,7 +260,7 @@ def test_unusable_types(type: str) -> None:
         lambda: _native.quantize(np.ones((1, 256), np.float32), type),
         lambda: _native.dequantize(bytes(1024), type, 256),
     ):
-        with pytest.raises(errors.FileError, match=f"tensor type '{type}'"):
+        with refused(errors.FileError, f"'{type}'"):
             call()
 
 
@@ -268,24 +269,24 @@ def test_unusable_types(type: str) -> None:
 def test_quantize_refuses_what_is_not_finite(type: str, bad: float) -> None:
     values = np.ones((4, 256), np.float32)
     values[2, 7] = bad
-    with pytest.raises(errors.FileError, match="row 2, column 7"):
+    with refused(errors.FileError, "row 2", "column 7", type):
         _native.quantize(values, type)
 
 
 def test_quantize_refuses_overflow() -> None:
-    with pytest.raises(errors.FileError, match="row 1 near column 3 are too large for F16"):
+    with refused(errors.FileError, "row 1", "column 3", "F16"):
         _native.quantize(np.array([[1, 2, 3, 4], [1, 2, 3, 1e6]], np.float32), "F16")
 
 
 def test_shapes_that_quantize_and_dequantize_refuse() -> None:
     for values in (np.ones(32, np.float32), np.ones((0, 32), np.float32), np.ones((2, 2, 32), np.float32)):
-        with pytest.raises(errors.ConfigError, match="quantize expects"):
+        with refused(errors.ConfigError, "quantize", f"{values.ndim} dimensions", values.size):
             _native.quantize(values, "Q8_0")
-    with pytest.raises(errors.FileError, match="multiple of 32"):
+    with refused(errors.FileError, "Q8_0", 33, 32):
         _native.quantize(np.ones((2, 33), np.float32), "Q8_0")
-    with pytest.raises(errors.ConfigError, match="rows of 34"):
+    with refused(errors.ConfigError, "dequantize", 34, 35):
         _native.dequantize(bytes(35), "Q8_0", 32)
-    with pytest.raises(errors.ConfigError, match="contiguous"):
+    with refused(errors.ConfigError, "dequantize", "contiguous"):
         _native.dequantize(memoryview(bytes(68))[::2], "Q8_0", 32)
     assert _native.dequantize(b"", "Q8_0", 32).shape == (0, 32)
 
@@ -302,7 +303,7 @@ def non_finite(type: str, shape: tuple[int, ...], data: bytes, path: Path) -> in
             _native.check_finite(opened, ["t"])
         else:
             unit = "value" if type in FLOATS else "block"
-            with pytest.raises(errors.FileError, match=f"tensor 't' holds NaN or infinity, first in {unit} {index}"):
+            with refused(errors.FileError, opened.path, "'t'", f"{unit} {index}"):
                 _native.check_finite(opened, ["t"])
         return index
 
@@ -353,7 +354,7 @@ def test_non_finite_scale_of_iq1_m(tmp_path: Path) -> None:
 def test_check_finite_names_a_missing_tensor(tmp_path: Path) -> None:
     with open_file(toy_llama(), tmp_path) as file:
         _native.check_finite(file, [tensor.name for tensor in file.tensors])
-        with pytest.raises(errors.FileError, match=r"file\.gguf: tensor 'nothing' is missing"):
+        with refused(errors.FileError, file.path, "nothing"):
             _native.check_finite(file, ["output.weight", "nothing"])
 
 
@@ -419,12 +420,12 @@ def test_split_base(tmp_path: Path) -> None:
     for key, type, value in (("split.no", "u16", 0), ("split.count", "u16", 2), ("split.tensors.count", "i32", 21)):
         head = head.set(key, type, value)
     first = _native.GgufFile(head.write(tmp_path / "toy-00001-of-00002.gguf"))
-    with pytest.raises(errors.FileError, match=r"toy-00002-of-00002\.gguf: cannot open"):
+    with refused(errors.FileError, "toy-00002-of-00002.gguf", "No such file"):
         _native.check_base(first)
     rest.write(tmp_path / "toy-00002-of-00002.gguf")
     _native.check_base(first)
     rest.set("split.no", "u16", 2).write(tmp_path / "toy-00002-of-00002.gguf")
-    with pytest.raises(errors.FileError, match=r"toy-00002-of-00002\.gguf: key 'split\.no'"):
+    with refused(errors.FileError, "toy-00002-of-00002.gguf", "split.no", 1):
         _native.check_base(first)
 
 
@@ -445,5 +446,5 @@ def test_large_vocabulary(tmp_path: Path) -> None:
         assert opened.value("tokenizer.ggml.tokens") == tokens
     tokens[100_000] = tokens[7]
     twice = open_file(file.set("tokenizer.ggml.tokens", "arr[str]", tokens), tmp_path)
-    with pytest.raises(errors.FileError, match="'token7' twice, as tokens 7 and 100000"):
+    with refused(errors.FileError, twice.path, "tokenizer.ggml.tokens", "token7", 7, 100000):
         _native.check_base(twice)

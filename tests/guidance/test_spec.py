@@ -14,6 +14,7 @@ from otter_gguf.guidance import ARGS, Contrast, Gated, rules, spec
 from otter_gguf.guidance.base import Candidates, Float32, Policy
 from otter_gguf.guidance.ensemble import Ensemble
 from tests.documents import DOCS
+from tests.refusals import refused
 
 EXAMPLES = {
     "args": "args:weight=3.0,n_candidates=20,center=true",
@@ -125,7 +126,7 @@ def test_models_are_opened_by_the_caller() -> None:
     assert rule.antiexpert is None
     assert spec.model_files(rule.expert.text) == ("good.gguf", "good.otter.gguf")
     assert spec.model_files("good.gguf") == ("good.gguf", None)
-    with pytest.raises(ConfigError, match=r"expert names a model.*load="):
+    with refused(ConfigError, "dexperts", "expert", "load="):
         spec.parse("dexperts:expert=good.gguf")
 
 
@@ -162,50 +163,49 @@ class Mine2(Policy):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "names"),
     [
-        ("", "there is no ''; there are: plain, args"),
-        ("arg", "there is no 'arg'.*best_of_n"),
-        ("ARGS", "there is no 'ARGS'"),
-        ("plain:weight=1", "there is no 'plain'|plain"),
-        ("args:wait=3", "args: there is no field 'wait'; there are: weight, n_candidates"),
-        ("args:weight", "args: expected FIELD=VALUE, found 'weight'"),
-        ("args:weight=1,", "args: expected FIELD=VALUE, found ''"),
-        ("args:weight=1,weight=2", "weight is given twice"),
-        ("args:weight=much", "weight is 'much', expected a number"),
-        ("args:weight=1e+5", "5"),
-        ("args:weight=nan", "weight is nan, expected a finite number"),
-        ("args:n_candidates=1.5", "n_candidates is '1.5', expected a whole number"),
-        ("args:n_candidates=-1", "n_candidates is -1, expected a whole number of at least 1"),
-        ("args:center=1", "center is '1', expected true or false"),
-        ("vocabulary:order=last", "order is 'last', expected one of cut_first, bonus_first"),
-        ("vocabulary:clip=1", "clip is '1', expected numbers with / between them"),
-        ("vocabulary:clip=0/1/2", "clip is '0/1/2'"),
-        ("vocabulary:clip=low/high", "clip is 'low/high'"),
-        ("contrast:prompt=[1/x]", "there is no|prompt"),
-        ('args:label="open', "a quote is open"),
-        ("args:label=a*b*1", "expected LABEL"),
-        ("args:label=a&a", "each label once"),
-        ("args:label=&a", "expected LABEL"),
-        ("args:label=a*much", "'much' is no number"),
-        ("args:label=mean(a*1&b*-1)", "sum to 0"),
-        ("args+args", "args: nothing can follow with .*gated"),
-        ("best_of_n+args", "best_of_n: nothing can follow"),
-        ("gated:entropy=1", "gated: needs a token-level rule"),
-        ("gated:entropy=1+plain", "gated: needs a token-level rule"),
-        ("gated:entropy=1+best_of_n", "gated: needs a token-level rule"),
-        ("gated+args", "neither entropy nor probability"),
-        ("gated:policy=args+args", "there is no field 'policy'"),
-        ("threshold", "needs limit="),
+        ("", ("''", "plain, args")),
+        ("arg", ("'arg'", "best_of_n")),
+        ("ARGS", ("'ARGS'",)),
+        ("plain:weight=1", ("'plain'",)),
+        ("args:wait=3", ("args", "'wait'", "weight, n_candidates")),
+        ("args:weight", ("args", "FIELD=VALUE", "'weight'")),
+        ("args:weight=1,", ("args", "FIELD=VALUE", "''")),
+        ("args:weight=1,weight=2", ("args", "weight", "twice")),
+        ("args:weight=much", ("args", "weight", "'much'")),
+        ("args:weight=1e+5", ("'5'",)),
+        ("args:weight=nan", ("weight", "nan")),
+        ("args:n_candidates=1.5", ("n_candidates", "'1.5'")),
+        ("args:n_candidates=-1", ("n_candidates", -1, 1)),
+        ("args:center=1", ("center", "'1'", "true", "false")),
+        ("vocabulary:order=last", ("order", "'last'", "cut_first, bonus_first")),
+        ("vocabulary:clip=1", ("clip", "'1'", "/")),
+        ("vocabulary:clip=0/1/2", ("clip", "'0/1/2'")),
+        ("vocabulary:clip=low/high", ("clip", "'low/high'")),
+        ("contrast:prompt=[1/x]", ()),
+        ('args:label="open', ("quote", 'args:label="open')),
+        ("args:label=a*b*1", ("label", "'a*b*1'", "LABEL*WEIGHT")),
+        ("args:label=a&a", ("label", "'a&a'", "LABEL*WEIGHT")),
+        ("args:label=&a", ("label", "'&a'", "LABEL*WEIGHT")),
+        ("args:label=a*much", ("label", "'much'")),
+        ("args:label=mean(a*1&b*-1)", ("weights", "mean", 0)),
+        ("args+args", ("guidance args", "+", "gated")),
+        ("best_of_n+args", ("best_of_n", "+", "gated")),
+        ("gated:entropy=1", ("gated", "gated+args")),
+        ("gated:entropy=1+plain", ("gated", "gated+args")),
+        ("gated:entropy=1+best_of_n", ("gated", "gated+args")),
+        ("gated+args", ("Gated", "entropy", "probability")),
+        ("gated:policy=args+args", ("gated", "'policy'", "entropy, probability, support")),
+        ("threshold", ("threshold", "limit")),
     ],
 )
-def test_wrong_lines(text: str, words: str) -> None:
+def test_wrong_lines(text: str, names: tuple[object, ...]) -> None:
     if text == "contrast:prompt=[1/x]":  # a text may look like tokens
         assert spec.parse(text) == Contrast(prompt="[1/x]")
         return
-    with pytest.raises(ConfigError, match=words) as caught:
+    with refused(ConfigError, *names):
         spec.parse(text)
-    assert "\n" not in str(caught.value)
 
 
 # ---- changing a field, sequences, help -----------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_override_reaches_the_wrapped_rule() -> None:
     assert rule is not None
     changed = spec.override(spec.override(rule, "weight", 3.0), "entropy", 2.0)
     assert changed == Gated(args(weight=3.0), entropy=2.0)
-    with pytest.raises(ConfigError, match=r"gated:entropy=1.0\+args.*no field 'beta'"):
+    with refused(ConfigError, "gated:entropy=1.0+args", "'beta'"):
         spec.override(rule, "beta", 3.0)
 
 

@@ -23,6 +23,7 @@ from tests.guidance.search_reference import (
     open_exact,
     tokens_of,
 )
+from tests.refusals import refused
 from tests.synthetic_models import pair
 
 
@@ -205,18 +206,19 @@ def test_rewards_of_another_model(llm: Otter, action: Any) -> None:
 
 def test_errors_are_one_clear_line(llm: Otter) -> None:
     for limit in (math.nan, math.inf, None):
-        with pytest.raises(ConfigError, match=r"^Threshold: limit is .*, expected a finite number$"):
+        with refused(ConfigError, "Threshold", "limit", limit):
             Threshold(limit)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"^Threshold: action is 'halt', expected one of stop, resample, replace$"):
+    with refused(ConfigError, "Threshold", "action", "'halt'", "stop, resample, replace"):
         Threshold(0.0, "halt")  # type: ignore[arg-type]
     for options in ({"n_candidates": -1}, {"tries": 0}):
-        with pytest.raises(ConfigError, match=r"^Threshold: .* expected a whole number of at least 1$"):
+        ((name, value),) = options.items()
+        with refused(ConfigError, "Threshold", name, value, 1):
             Threshold(0.0, **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"^Threshold: message is \['a'\], expected text or tokens$"):
+    with refused(ConfigError, "Threshold", "message", ["a"]):
         Threshold(0.0, message=["a"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match=r"token 5000 of the message is outside the vocabulary of 320"):
+    with refused(ConfigError, "Threshold", "message", 5000, 320):
         complete(llm, Threshold(0.0, message=[5000]), 5)
-    with pytest.raises(ConfigError, match="there is no reward 'kindness'; this model predicts: reward"):
+    with refused(ConfigError, "'kindness'", "reward"):
         complete(llm, Threshold(0.0, label="kindness"), 5)
-    with pytest.raises(ConfigError, match=r"Threshold needs n_seq_max=40 at load .*, now 16"):
+    with refused(ConfigError, "Threshold", "n_seq_max=40", "-np", 16):
         complete(llm, Threshold(0.0, "replace", n_candidates=40), 5)

@@ -34,6 +34,7 @@ from tests.architecture_toys import (
 )
 from tests.gguf.toy_files import float_tensor, rewrite
 from tests.native.helpers import Float32, base_logits, feed, feed_chunks, open_base, open_otter, random_tokens
+from tests.refusals import refused
 
 TOLERANCE = 1e-4
 PLACEMENTS: dict[str, dict[str, Any]] = {
@@ -274,12 +275,10 @@ def test_learned_positions_are_neither_shifted_nor_exceeded(tmp_path: Path) -> N
     tokens = random_tokens(20)
     for context in (open_base(made.base, n_ctx=600), open_otter(made.base, made.sidecar, made.config, n_ctx=600)):
         feed(context, tokens, 492)
-        with pytest.raises(
-            ContextFullError, match="position 512 is outside the 512 positions that the model has learned"
-        ):
+        with refused(ContextFullError, "position 512", "model"):
             feed(context, tokens, 493)
         assert context.sequence_remove(0, 500)
-        with pytest.raises(ConfigError, match="cannot move positions"):
+        with refused(ConfigError, "KV cache", "type_k"):
             context.sequence_shift(0, 495, 500, -10)
 
 
@@ -323,7 +322,7 @@ def test_a_shift_is_refused_where_every_layer_has_a_window(model_type: str, tmp_
         feed(context, random_tokens(20))
         assert not context.can_shift
         assert context.sequence_remove(0, 5, 15)
-        with pytest.raises(ConfigError, match="cannot move positions"):
+        with refused(ConfigError, "KV cache", "type_k"):
             context.sequence_shift(0, 15, 20, -10)
 
 
@@ -482,14 +481,14 @@ def test_a_base_of_the_same_sizes_is_refused(model_type: str, tmp_path: Path) ->
     made = make(tmp_path, model_type)
     assert check_files(made.base, made.sidecar).insertion == made.config
     other = write_toy(tmp_path / "other.gguf", toy(model_type, seed=1))
-    with pytest.raises(MismatchError, match=r"fingerprint is .* \(same sizes, but other weights"):
+    with refused(MismatchError, made.sidecar, other, "fingerprint", "weights"):
         check_files(other, made.sidecar)
 
 
 def test_a_base_of_another_architecture_is_refused(tmp_path: Path) -> None:
     made = make(tmp_path, "qwen3")
     other = write_toy(tmp_path / "other.gguf", toy("llama", head_dim=32))
-    with pytest.raises(MismatchError, match=r"architecture is llama, expected qwen3; fingerprint is"):
+    with refused(MismatchError, made.sidecar, other, "architecture", "llama", "qwen3", "fingerprint"):
         check_files(other, made.sidecar)
 
 
@@ -519,29 +518,26 @@ def test_a_base_without_one_of_its_tensors_is_refused(model_type: str, missing: 
     damaged = rewrite(whole, tmp_path / "damaged.gguf", tensors={missing: None})
     with _native.GgufFile(str(whole)) as file:
         _native.check_base(file)
-    with (
-        _native.GgufFile(str(damaged)) as file,
-        pytest.raises(FileError, match=f"not those of a {find(model_type).gguf} model .*missing: {missing}"),
-    ):
+    with _native.GgufFile(str(damaged)) as file, refused(FileError, damaged, find(model_type).gguf, missing):
         _native.check_base(file)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "key", "value", "reason"),
+    ("model_type", "key", "value", "names"),
     [
-        ("qwen3_moe", "qwen3moe.expert_feed_forward_length", None, "is missing"),
-        ("phi3", "phi3.rope.dimension_count", 7, "is 7, expected the head size 16 or a smaller even number"),
-        ("qwen3", "qwen3.rope.dimension_count", 16, "is 16, expected the head size 32"),
+        ("qwen3_moe", "qwen3moe.expert_feed_forward_length", None, ("u32",)),
+        ("phi3", "phi3.rope.dimension_count", 7, (7, 16)),
+        ("qwen3", "qwen3.rope.dimension_count", 16, (16, 32)),
     ],
 )
 def test_a_size_that_the_graph_does_not_take_is_refused(
-    model_type: str, key: str, value: int | None, reason: str, tmp_path: Path
+    model_type: str, key: str, value: int | None, names: tuple[object, ...], tmp_path: Path
 ) -> None:
     entry = None if value is None else KeyValue(key, "u32", value)
     damaged = rewrite(
         write_toy(tmp_path / "whole.gguf", toy(model_type)), tmp_path / "damaged.gguf", metadata={key: entry}
     )
-    with _native.GgufFile(str(damaged)) as file, pytest.raises(FileError, match=f"{key}.* {reason}"):
+    with _native.GgufFile(str(damaged)) as file, refused(FileError, damaged, key, *names):
         _native.check_base(file)
 
 
@@ -550,23 +546,23 @@ def test_granite_needs_its_logit_scale(tmp_path: Path) -> None:
     key = KeyValue("granite.logit_scale", "f32", 0.0)
     for number, entry in enumerate((key, None)):
         damaged = rewrite(whole, tmp_path / f"{number}.gguf", metadata={key.key: entry})
-        with _native.GgufFile(str(damaged)) as file, pytest.raises(FileError, match=r"granite\.logit_scale"):
+        with _native.GgufFile(str(damaged)) as file, refused(FileError, damaged, key.key):
             _native.check_base(file)
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "names"),
     [
-        ({f"blk.1.ffn_norm.{kind}": None for kind in ("weight", "bias")}, "attention and FFN read one norm"),
+        ({f"blk.1.ffn_norm.{kind}": None for kind in ("weight", "bias")}, ("attention", "FFN")),
         (
             {f"blk.1.attn_{x}_norm.weight": float_tensor(f"blk.1.attn_{x}_norm.weight", np.ones((n, 16), np.float32))
              for x, n in (("q", 4), ("k", 2))},
-            "a norm for each query head by itself",
+            ("query head",),
         ),
     ],
 )  # fmt: skip
 def test_the_forms_of_stablelm_2_12b_are_bases_but_hold_no_insertion(
-    change: dict[str, Any], reason: str, tmp_path: Path
+    change: dict[str, Any], names: tuple[str, ...], tmp_path: Path
 ) -> None:
     made = make(tmp_path, "stablelm")
     other = rewrite(made.base, tmp_path / "other.gguf", tensors=change)
@@ -574,7 +570,7 @@ def test_the_forms_of_stablelm_2_12b_are_bases_but_hold_no_insertion(
         _native.check_base(file)
     first, second = (base_logits(open_base(path), random_tokens(10), 10) for path in (made.base, other))
     assert not np.array_equal(first, second)
-    with pytest.raises(UnsupportedError, match=reason):
+    with refused(UnsupportedError, "StableLM 2 12B", *names):
         open_otter(other, made.sidecar, made.config)
 
 
@@ -590,7 +586,7 @@ def test_other_forms_of_falcon_are_bases_but_hold_no_insertion(form: str, n_kv: 
     with _native.GgufFile(str(other)) as file:
         _native.check_base(file)
     assert len(base_logits(open_base(other), random_tokens(10), 10)) == 10
-    with pytest.raises(UnsupportedError, match=r"several KV heads and one norm for attention and FFN \(Falcon2 11B\)"):
+    with refused(UnsupportedError, "Falcon2 11B", "KV heads"):
         open_otter(other, made.sidecar, made.config)
 
 
@@ -598,33 +594,28 @@ def test_a_falcon_with_biases_is_refused(tmp_path: Path) -> None:
     """llama.cpp's graph has no place for them."""
     whole, name = write_toy(tmp_path / "whole.gguf", toy("falcon")), "blk.0.attn_qkv.bias"
     other = rewrite(whole, tmp_path / "other.gguf", tensors={name: float_tensor(name, np.ones(96, np.float32))})
-    with _native.GgufFile(str(other)) as file, pytest.raises(FileError, match=f"unexpected: .{name}"):
+    with _native.GgufFile(str(other)) as file, refused(FileError, other, "falcon", name):
         _native.check_base(file)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "key", "reason", "error"),
+    ("model_type", "key", "names", "error"),
     [
-        ("gemma2", KeyValue("gemma2.attention.sliding_window", "u32", 0), "is 0, expected 1 to", FileError),
-        ("gemma2", KeyValue("gemma2.attn_logit_softcapping", "f32", 0.0), "is 0, expected a number above 0", FileError),
-        (
-            "gemma2",
-            KeyValue("gemma2.attention.sliding_window_pattern", "arr[u32]", [1]),
-            "one flag for each",
-            FileError,
-        ),
-        ("gemma3_text", KeyValue("gemma3.attention.key_length_swa", "u32", 32), "the head size 64", UnsupportedError),
-        ("olmo2", KeyValue("olmo2.attention.sliding_window", "u32", 8), "within a window", UnsupportedError),
+        ("gemma2", KeyValue("gemma2.attention.sliding_window", "u32", 0), (0,), FileError),
+        ("gemma2", KeyValue("gemma2.attn_logit_softcapping", "f32", 0.0), (0,), FileError),
+        ("gemma2", KeyValue("gemma2.attention.sliding_window_pattern", "arr[u32]", [1]), ("arr[u32]", 2), FileError),
+        ("gemma3_text", KeyValue("gemma3.attention.key_length_swa", "u32", 32), (32, 64), UnsupportedError),
+        ("olmo2", KeyValue("olmo2.attention.sliding_window", "u32", 8), (8,), UnsupportedError),
     ],
 )
 def test_keys_of_other_graphs_are_refused(
-    model_type: str, key: KeyValue, reason: str, error: type[Exception], tmp_path: Path
+    model_type: str, key: KeyValue, names: tuple[object, ...], error: type[Exception], tmp_path: Path
 ) -> None:
     whole = write_toy(tmp_path / "whole.gguf", toy(model_type))
     damaged = rewrite(whole, tmp_path / "damaged.gguf", metadata={key.key: key})
     with _native.GgufFile(str(whole)) as file:
         _native.check_base(file)
-    with _native.GgufFile(str(damaged)) as file, pytest.raises(error, match=reason):
+    with _native.GgufFile(str(damaged)) as file, refused(error, damaged, key.key, *names):
         _native.check_base(file)
 
 
@@ -637,7 +628,7 @@ def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
         if (entry := KeyValue(key.replace("llama.", "grok.", 1), type, value if value != "llama" else "grok"))
     }
     other = rewrite(made.base, tmp_path / "other.gguf", metadata=renamed)
-    with pytest.raises(UnsupportedError, match="architecture 'grok' cannot be widened"):
+    with refused(UnsupportedError, "grok", "--architectures"):
         open_otter(other, made.sidecar, made.config)
 
 

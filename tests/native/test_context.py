@@ -14,6 +14,7 @@ from otter_gguf.gguf.sidecar import to_native_spec
 from tests.gguf.toy_files import insertion
 from tests.native.helpers import Float32, feed, open_base, open_otter, random_tokens
 from tests.native.test_non_disruption import CONFIG, make
+from tests.refusals import assert_names, refused
 
 
 @pytest.fixture
@@ -23,19 +24,19 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_bad_batches_are_refused(files: tuple[Path, Path]) -> None:
     context = open_base(files[0], n_ctx=256, n_seq_max=2, n_batch=128)
-    with pytest.raises(ConfigError, match="outside the vocabulary"):
+    with refused(ConfigError, "token 288", "vocabulary"):
         feed(context, [288])
-    with pytest.raises(ConfigError, match="outside the vocabulary"):
+    with refused(ConfigError, "token -1", "vocabulary"):
         feed(context, [-1])
-    with pytest.raises(ConfigError, match=r"sequence 2 is outside 0\.\.1"):
+    with refused(ConfigError, "sequence 2", "0..1", "n_seq_max"):
         feed(context, [5], sequences=2)
-    with pytest.raises(ContextFullError, match="outside the context of 256"):
+    with refused(ContextFullError, "position 256", "context"):
         feed(context, [5], 256)
-    with pytest.raises(ConfigError, match="expected 1 to n_batch"):
+    with refused(ConfigError, "n_batch", 0, 128):
         feed(context, [])
-    with pytest.raises(ConfigError, match="expected 1 to n_batch"):
+    with refused(ConfigError, "n_batch", 129, 128):
         feed(context, random_tokens(129))
-    with pytest.raises(ConfigError, match="of one length"):
+    with refused(ConfigError, "tokens", "positions", "sequences", "outputs", "length"):
         context.decode(np.zeros(2, np.int32), np.zeros(1, np.int32), np.zeros(2, np.int32), np.ones(2, np.bool_))
     feed(context, [5])  # none of it broke the context
     assert context.logits().shape == (1, 288)
@@ -43,7 +44,7 @@ def test_bad_batches_are_refused(files: tuple[Path, Path]) -> None:
 
 def test_too_many_outputs_are_refused(files: tuple[Path, Path]) -> None:
     context = open_base(files[0], n_outputs_max=4)
-    with pytest.raises(ConfigError, match="raise n_outputs_max"):
+    with refused(ConfigError, "n_outputs_max", 5, 4):
         feed(context, random_tokens(5))
     feed(context, random_tokens(4))
     assert len(context.logits()) == 4
@@ -52,7 +53,7 @@ def test_too_many_outputs_are_refused(files: tuple[Path, Path]) -> None:
 def test_full_cache_is_a_typed_error(files: tuple[Path, Path]) -> None:
     context = open_base(files[0], n_ctx=256, n_seq_max=2)
     feed(context, random_tokens(200), outputs=False)
-    with pytest.raises(ContextFullError, match="no room for 100 more"):
+    with refused(ContextFullError, "KV cache", 256, 100):
         feed(context, random_tokens(100), sequences=1, outputs=False)
     feed(context, random_tokens(20), 200)
 
@@ -72,15 +73,15 @@ def test_a_refused_score_leaves_the_cache_as_it_was(files: tuple[Path, Path]) ->
     late_mistake = random_tokens(20)
     late_mistake[19] = 288
     for position in (-1, 0, 5, 11):
-        with pytest.raises(ConfigError, match=f"position {position} in sequence 0, expected the next one, 10"):
+        with refused(ConfigError, f"position {position}", "sequence 0", 10):
             context.score(random_tokens(3), position=position)
-    with pytest.raises(ConfigError, match="token 288 is outside"):
+    with refused(ConfigError, "token 288", "vocabulary"):
         context.score(late_mistake, position=10)
-    with pytest.raises(ConfigError, match="sequence 4 is outside"):
+    with refused(ConfigError, "sequence 4", "n_seq_max"):
         context.score(random_tokens(3), sequence=4)
-    with pytest.raises(ConfigError, match="position -1 in sequence 1, expected 0 or more"):
+    with refused(ConfigError, "position -1", "sequence 1", 0):
         context.score(random_tokens(3), sequence=1, position=-1)
-    with pytest.raises(ContextFullError, match="position 256 is outside the context of 256"):
+    with refused(ContextFullError, "position 256", "context"):
         context.score(random_tokens(247), position=10)
     assert context.sequence_max_position(0) == 9
     assert np.array_equal(cache_state(context), before)
@@ -92,7 +93,7 @@ def test_a_score_that_fails_midway_leaves_no_trace(files: tuple[Path, Path]) -> 
     feed(context, random_tokens(10))
     feed(context, random_tokens(150), sequences=1, outputs=False)
     before = cache_state(context)
-    with pytest.raises(ContextFullError, match="no room"):
+    with refused(ContextFullError, "KV cache", 256, 8):
         context.score(random_tokens(120), position=10)
     assert context.sequence_max_position(0) == 9
     assert context.sequence_max_position(1) == 149
@@ -106,8 +107,9 @@ def test_a_refused_batch_leaves_the_cache_as_it_was(files: tuple[Path, Path]) ->
     feed(context, random_tokens(10))
     before = cache_state(context)
     for first in (3, 12):
-        with pytest.raises(EngineError, match="inconsistent sequence positions"):
+        with pytest.raises(EngineError) as caught:  # llama.cpp's own lines
             feed(context, random_tokens(2), first)
+        assert_names(str(caught.value), "llama.cpp", "sequence 0", "X = 9", f"Y = {first}")
     assert context.sequence_max_position(0) == 9
     assert np.array_equal(cache_state(context), before)
 
@@ -115,9 +117,9 @@ def test_a_refused_batch_leaves_the_cache_as_it_was(files: tuple[Path, Path]) ->
 def test_no_rewards_without_an_insertion(files: tuple[Path, Path]) -> None:
     context = open_base(files[0])
     feed(context, [5])
-    with pytest.raises(ConfigError, match="no rewards"):
+    with refused(ConfigError, "decode", "rewards"):
         context.rewards()
-    with pytest.raises(ConfigError, match="gives no rewards"):
+    with refused(ConfigError, "rewards", "sidecar"):
         context.score(random_tokens(4))
 
 
@@ -147,7 +149,7 @@ def test_use_after_close(files: tuple[Path, Path]) -> None:
     context = open_base(files[0])
     context.close()
     context.close()
-    with pytest.raises(EngineError, match="closed"):
+    with refused(EngineError, "closed"):
         feed(context, [5])
 
 
@@ -168,7 +170,7 @@ def test_one_context_from_two_threads_is_a_typed_error(files: tuple[Path, Path])
         thread.start()
     for thread in threads:
         thread.join()
-    assert any("another thread" in str(error) for error in errors)
+    assert any("thread" in str(error) for error in errors)
 
 
 def test_contexts_of_their_own_run_in_parallel(files: tuple[Path, Path]) -> None:
@@ -189,21 +191,21 @@ def test_contexts_of_their_own_run_in_parallel(files: tuple[Path, Path]) -> None
 
 def test_wrong_insertions_are_refused(files: tuple[Path, Path]) -> None:
     base, sidecar = files
-    for wrong in (
-        insertion(width=64),
-        insertion(n_head_kv=(2, 2)),
-        insertion(n_ff=(32, 32)),
-        insertion(state_source="table"),
+    for wrong, tensor in (
+        (insertion(width=64), "blk.0.attn_norm.otter.weight"),
+        (insertion(n_head_kv=(2, 2)), "blk.0.attn_qkv.otter.weight"),
+        (insertion(n_ff=(32, 32)), "blk.1.ffn_norm.otter.weight"),
+        (insertion(state_source="table"), "token_embd.otter.weight"),
     ):
-        with pytest.raises(EngineError, match="cannot load"):
+        with refused(EngineError, base, tensor):
             open_otter(base, sidecar, wrong)
 
 
 def test_failed_loads_carry_the_reason(files: tuple[Path, Path]) -> None:
-    with pytest.raises(EngineError, match="No such file"):
+    with refused(EngineError, f"{files[0]}.missing", "No such file"):
         _native.Model(str(files[0]) + ".missing")
     smaller = insertion(n_ff=(0, 0))
-    with pytest.raises(EngineError, match="wrong number of tensors"):
+    with refused(EngineError, files[0], 35, 32):
         _native.Model(str(files[0]), sidecar=str(files[1]), insertion=to_native_spec(smaller))
 
 
@@ -264,12 +266,12 @@ def test_rewards_alone_are_those_with_logits(files: tuple[Path, Path]) -> None:
 
 def test_rewards_alone_are_refused(files: tuple[Path, Path]) -> None:
     tokens, positions, sequences = siblings(plain := open_base(files[0]), 2)
-    with pytest.raises(ConfigError, match="gives no rewards"):
+    with refused(ConfigError, "rewards", "sidecar"):
         plain.decode_rewards(tokens, positions, sequences)
     context = open_otter(*files, CONFIG, n_ubatch=2)
-    with pytest.raises(ConfigError, match="at most n_ubatch = 2"):
+    with refused(ConfigError, "n_ubatch", 3, 2):
         context.decode_rewards(random_tokens(3), np.arange(3, dtype=np.int32), np.zeros(3, np.int32))
-    with pytest.raises(ConfigError, match="of one length"):
+    with refused(ConfigError, "tokens", "positions", "sequences", "outputs", "length"):
         context.decode_rewards(tokens, positions[:1], sequences)
 
 

@@ -13,6 +13,7 @@ from otter_gguf import _native
 from otter_gguf.errors import ConfigError
 from tests.native.helpers import Float32, Int32
 from tests.native.test_sampler import PENALTIES, V, make, model, rows
+from tests.refusals import refused
 
 EOS = 2
 INF = np.inf
@@ -129,7 +130,7 @@ def test_a_forbidden_token_is_refused_and_changes_nothing() -> None:
     sampler.accept(byte("1"))
     before = sampler.candidates(logits, V)
     for token in (byte("a"), EOS):
-        with pytest.raises(ConfigError, match=f"the grammar forbids token {token} here"):
+        with refused(ConfigError, "grammar", f"token {token}"):
             sampler.accept(token)
     after = sampler.candidates(logits, V)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
@@ -164,53 +165,52 @@ def test_a_dead_end_is_an_error() -> None:
     sampler, logits = make(grammar=f'root ::= "a" <[{V + 100}]>'), rows(1)[0]
     sampler.accept(byte("a"))
     for call in (lambda: sampler.sample(logits), lambda: sampler.candidates(logits, 3)):
-        with pytest.raises(ConfigError, match="no token is left to choose: the grammar allows none"):
+        with refused(ConfigError, "token", "grammar", "logit"):
             call()
     forbidden = make(grammar='root ::= "a"', logit_bias=[(byte("a"), -INF)])
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "grammar", "logit"):
         forbidden.sample(logits)
 
 
 @pytest.mark.parametrize(
-    ("grammar", "match"),
+    ("grammar", "names"),
     [
-        ("root ::= ", ""),  # the empty text
-        ('root ::= "a', "unexpected end of input"),
-        ("root ::= [a-", "unexpected end of input"),
-        ('root = "a"', "expecting ::= at"),
-        ("root ::= (a", "expecting '\\)' at"),
-        ("root ::= other", "rule 'other' is not defined"),
-        ('start ::= "a"', "no rule 'root'"),
-        ("# nothing", "no rule 'root'"),
-        ("root ::= *", "expecting preceding item"),
-        ('root ::= "\\q"', "unknown escape"),
-        ("root ::= root", "rule 'root' begins with itself"),
-        ('root ::= a "x" | "y"\na ::= b\nb ::= root | "z"', "begins with itself"),
-        ('root ::= a root "c" | "x"\na ::= b\nb ::= "" | "y"', "rule 'root' begins with itself"),
-        ('root ::= "a"{5,2}', "m above n"),
-        ('root ::= "a"{5, #2,7}\n 2}', "m above n"),
-        ('root ::= "a"{99999}', "repetitions"),
-        ('root ::= "a"{99999999999999999999999}', "a number with 23 digits"),
-        (f'root ::= {"(" * 5000}"a"{")" * 5000}', "parentheses more than 128 deep"),
-        ('root ::= "a\0"', "NUL"),
-        ("root ::= a0\n" + "".join(f"a{i} ::= a{i + 1}\n" for i in range(5000)) + 'a5000 ::= "x"', "deep"),
+        ("root ::= ", ()),  # the empty text
+        ('root ::= "a', ("end",)),
+        ("root ::= [a-", ("end",)),
+        ('root = "a"', ("::=",)),
+        ("root ::= (a", ("')'",)),
+        ("root ::= other", ("'other'",)),
+        ('start ::= "a"', ("'root'",)),
+        ("# nothing", ("'root'",)),
+        ("root ::= *", ("preceding",)),
+        ('root ::= "\\q"', ("escape", "\\q")),
+        ("root ::= root", ("'root'", "recursion")),
+        ('root ::= a "x" | "y"\na ::= b\nb ::= root | "z"', ("'root'", "recursion")),
+        ('root ::= a root "c" | "x"\na ::= b\nb ::= "" | "y"', ("'root'", "recursion")),
+        ('root ::= "a"{5,2}', ("{m,n}",)),
+        ('root ::= "a"{5, #2,7}\n 2}', ("{m,n}",)),
+        ('root ::= "a"{99999}', ("repetitions",)),
+        ('root ::= "a"{99999999999999999999999}', (23, "digits")),
+        (f'root ::= {"(" * 5000}"a"{")" * 5000}', ("parentheses", 128)),
+        ('root ::= "a\0"', ("NUL",)),
+        ("root ::= a0\n" + "".join(f"a{i} ::= a{i + 1}\n" for i in range(5000)) + 'a5000 ::= "x"', (500,)),
         (
             "root ::= a0\n" + "".join(f"a{i} ::= a{i + 1} | a{i + 1} a{i}\n" for i in range(60)) + 'a60 ::= "x"',
-            "too many",
+            ("'root'", "ways"),
         ),
-        ("#" * (2**20 + 1), "at most 1048576"),
+        ("#" * (2**20 + 1), (2**20 + 1, 2**20)),
     ],
 )
-def test_wrong_grammars_are_one_line(grammar: str, match: str, capfd: pytest.CaptureFixture[str]) -> None:
-    if not match:
+def test_wrong_grammars_are_one_line(
+    grammar: str, names: tuple[object, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not names:
         assert allowed(make(grammar=grammar), rows(1)[0]) == {EOS}
         return
-    with pytest.raises(ConfigError, match=match) as caught:
+    with refused(ConfigError, "grammar", *names) as caught:
         make(grammar=grammar)
-    message = str(caught.value)
-    assert message.startswith("the grammar is wrong: ")
-    assert "\n" not in message
-    assert len(message) < 200
+    assert len(str(caught.value)) < 200
     assert capfd.readouterr().err == ""  # llama.cpp prints the whole text
 
 
@@ -221,7 +221,7 @@ def test_what_only_looks_wrong_is_a_grammar() -> None:
     for step in '{5,2}(((("':
         sampler.accept(byte(step))
     assert EOS in allowed(sampler, rows(1)[0])
-    with pytest.raises(ConfigError, match="forbids"):
+    with refused(ConfigError, "grammar", f"token {byte('x')}"):
         make(grammar=grammar).accept(byte("x"))
 
 
@@ -242,7 +242,7 @@ def test_a_sampled_text_fits_its_schema(seed: int) -> None:
 
 def test_a_text_that_breaks_the_schema_is_forbidden() -> None:
     sampler = make(grammar=_native.json_schema_to_grammar('{"type": "object", "properties": {"a": {"const": 7}}}'))
-    with pytest.raises(ConfigError, match="the grammar forbids"):
+    with refused(ConfigError, "grammar", f"token {byte('[')}"):
         sampler.accept(byte("["))
     sampler.accept(byte("{"))
 
@@ -265,25 +265,23 @@ def test_schemas_become_grammars_that_llama_cpp_takes(schema: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "match"),
+    ("schema", "names"),
     [
-        ("", "parse error"),
-        ("{", "parse error"),
-        ('{"type": "object"', "parse error"),
-        ('{"type": "thing"}', "thing"),
-        ('{"$ref": "#/nowhere"}', "cannot resolve"),
-        ('{"$ref": "https://example.org/schema.json"}', "unsupported"),
-        ('{"type": "string", "pattern": "^(a$"}', "pattern"),
-        ('{"anyOf": []}', "empty"),
-        ("[1]", "must be an object"),
-        ("true", "must be an object"),
-        ("[" * 100000, "more than 64 levels"),
-        ('{"properties": {"' + "é" * 9000 + '" : {}}}', "a property's name of more than 512"),
-        (" " * (2**20 + 1), "at most 1048576"),
+        ("", ("line 1", "column 1")),
+        ("{", ("line 1", "column 2")),
+        ('{"type": "object"', ("line 1", "column 18")),
+        ('{"type": "thing"}', ("thing",)),
+        ('{"$ref": "#/nowhere"}', ("#/nowhere",)),
+        ('{"$ref": "https://example.org/schema.json"}', ("https://example.org/schema.json",)),
+        ('{"type": "string", "pattern": "^(a$"}', ("^(a$",)),
+        ('{"anyOf": []}', ("#/anyOf",)),
+        ("[1]", ("#", "object")),
+        ("true", ("#", "object")),
+        ("[" * 100000, (64,)),
+        ('{"properties": {"' + "é" * 9000 + '" : {}}}', ("name", 512)),
+        (" " * (2**20 + 1), (2**20 + 1, 2**20)),
     ],
 )
-def test_wrong_schemas_are_one_line(schema: str, match: str) -> None:
-    with pytest.raises(ConfigError, match=match) as caught:
+def test_wrong_schemas_are_one_line(schema: str, names: tuple[object, ...]) -> None:
+    with refused(ConfigError, "JSON schema", *names):
         _native.json_schema_to_grammar(schema)
-    assert str(caught.value).startswith("the JSON schema is wrong: ")
-    assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from otter_gguf import _native
 from otter_gguf.errors import ConfigError, EngineError
 from tests.gguf.toy_files import write_base
 from tests.native.helpers import Float32, Int32, feed, open_base, random_tokens
+from tests.refusals import refused
 
 V = 288
 INF = np.inf
@@ -202,7 +203,7 @@ def test_a_history_is_saved_restored_and_cloned() -> None:
     assert penalized() == before
     clone.restore(state)
     assert clone.candidates(logits, V)[1].tolist() == before
-    with pytest.raises(ConfigError, match="other settings"):
+    with refused(ConfigError, "state", "settings"):
         make(**PENALTIES).restore(state)
     sampler.reset()
     assert penalized() == np.sort(logits)[::-1].tolist()
@@ -248,36 +249,36 @@ def test_wrong_sizes_are_refused() -> None:
     sampler, logits = make(), rows(1)[0]
     tokens = np.arange(3, dtype=np.int32)
     for wrong in (logits[:-1], np.append(logits, 0.0).astype(np.float32)):
-        with pytest.raises(ConfigError, match=rf"logits has \d+ values, expected {V}"):
+        with refused(ConfigError, "logits", len(wrong), V):
             sampler.sample(wrong)
-        with pytest.raises(ConfigError, match="logits has"):
+        with refused(ConfigError, "logits", len(wrong), V):
             sampler.candidates(wrong, 3)
-        with pytest.raises(ConfigError, match="bonus has"):
+        with refused(ConfigError, "bonus", len(wrong), V):
             sampler.candidates(logits, 3, wrong)
-    with pytest.raises(ConfigError, match="1-D"):
+    with refused(ConfigError, "logits", "1-D"):
         sampler.sample(rows(1))
     for k in (0, V + 1):
-        with pytest.raises(ConfigError, match=f"expected 1 to {V}"):
+        with refused(ConfigError, "top_k", k, 1, V):
             sampler.candidates(logits, k)
-    with pytest.raises(ConfigError, match="scores has 4 values, expected 3"):
+    with refused(ConfigError, "scores", 4, 3):
         sampler.choose(tokens, logits[:4])
-    with pytest.raises(ConfigError, match="tokens must be"):
+    with refused(ConfigError, "tokens", "1-D"):
         sampler.choose(tokens[:0], logits[:0])
-    with pytest.raises(ConfigError, match="score 1 of the candidates is NaN"):
+    with refused(ConfigError, "score 1", "NaN"):
         sampler.choose(tokens, np.asarray([1, np.nan, 2], np.float32))
     for token in (-1, V):
-        with pytest.raises(ConfigError, match="outside the vocabulary"):
+        with refused(ConfigError, f"token {token}", "vocabulary"):
             sampler.accept(token)
 
 
 @pytest.mark.parametrize("options", CHOICES)
 def test_no_token_left(options: dict[str, Any]) -> None:
     sampler, nothing = make(**options), np.full(V, -INF, np.float32)
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "logit"):
         sampler.sample(nothing)
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "logit"):
         sampler.candidates(nothing, 5)
-    with pytest.raises(ConfigError, match="no token is left"):
+    with refused(ConfigError, "token", "logit"):
         sampler.choose(np.arange(3, dtype=np.int32), nothing[:3])
     nothing[17] = -3.0
     assert sampler.sample(nothing) == 17
@@ -286,20 +287,20 @@ def test_no_token_left(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("options", "names"),
     [
-        ({"logit_bias": [(V, 1.0)]}, f"names token {V}, which is outside the vocabulary of {V}"),
-        ({"logit_bias": [(3, 1.0), (-1, 1.0)]}, "names token -1"),
-        ({"logit_bias": [(3, np.nan)]}, "logit_bias of token 3 is nan"),
-        ({"logit_bias": [(3, INF)]}, "logit_bias of token 3 is inf"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"repeat_penalty": 0.0}, "repeat_penalty"),
-        ({"presence_penalty": INF}, "presence_penalty"),
+        ({"logit_bias": [(V, 1.0)]}, ("logit_bias", f"token {V}", "vocabulary")),
+        ({"logit_bias": [(3, 1.0), (-1, 1.0)]}, ("logit_bias", "token -1", "vocabulary")),
+        ({"logit_bias": [(3, np.nan)]}, ("logit_bias", "token 3", "nan")),
+        ({"logit_bias": [(3, INF)]}, ("logit_bias", "token 3", "inf")),
+        ({"temperature": -1.0}, ("temperature", -1)),
+        ({"top_p": 0.0}, ("top_p",)),
+        ({"repeat_penalty": 0.0}, ("repeat_penalty",)),
+        ({"presence_penalty": INF}, ("presence_penalty",)),
     ],
 )
-def test_wrong_settings_are_refused(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(ConfigError, match=match):
+def test_wrong_settings_are_refused(options: dict[str, Any], names: tuple[object, ...]) -> None:
+    with refused(ConfigError, *names):
         make(**options)
 
 
@@ -319,4 +320,4 @@ def test_one_sampler_from_two_threads_is_a_typed_error() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert any("sampler is in use by another thread" in str(error) for error in errors)
+    assert any("sampler" in str(error) and "thread" in str(error) for error in errors)

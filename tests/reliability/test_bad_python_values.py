@@ -23,6 +23,7 @@ from otter_gguf import (
 )
 from tests.completions import chat_pair, tokens_of
 from tests.guidance.reference import open_exact
+from tests.refusals import refused
 from tests.reliability.bad_values import Callee, signature_callee, unexpected
 
 GEOMETRY = BaseGeometry("llama", 2, 64, 4, 2, 16, 128, 320)
@@ -143,9 +144,9 @@ def test_a_model_that_has_been_closed() -> None:
     llm.close()
     for name in METHODS:
         arguments = list(GOOD[f"Otter.{name}"].values())[:1]
-        with pytest.raises(EngineError, match="closed"):
+        with refused(EngineError, "closed"):
             getattr(llm, name)(*arguments)
-    with pytest.raises(EngineError, match="closed"):
+    with refused(EngineError, "closed"):
         llm.save_state()
 
 

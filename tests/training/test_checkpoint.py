@@ -22,6 +22,7 @@ from otter_gguf.gguf import atomic
 from otter_gguf.training import OtterModel, geometry, insert
 from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from tests.converters.toy_hf import Payload
+from tests.refusals import refused
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
 
 TOKENS = torch.arange(20)[None]
@@ -99,7 +100,7 @@ def test_finds_its_base_by_the_recorded_name(tmp_path: Path) -> None:
     assert torch.equal(rewards(OtterModel.from_pretrained(None, tmp_path / "adapter")), rewards(model))
     assert torch.equal(rewards(OtterModel.from_pretrained(folder, tmp_path / "adapter")), rewards(model))
     folder.rename(tmp_path / "moved")
-    with pytest.raises(FileError, match=r"base: cannot load the base model: .*give another with --base"):
+    with refused(FileError, folder, tmp_path / "adapter", "--base"):
         OtterModel.from_pretrained(None, tmp_path / "adapter")
 
 
@@ -119,7 +120,7 @@ def test_never_reads_pickled_weights(tmp_path: Path) -> None:
     toy_otter().save_pretrained(tmp_path / "adapter")
     for content in ((folder / "pytorch_model.bin").read_bytes(), pickle.dumps(Payload(tmp_path / "ran"))):
         (folder / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(FileError, match="cannot load the base model"):
+        with refused(FileError, folder, "base model"):
             OtterModel.from_pretrained(folder, tmp_path / "adapter")
     assert not (tmp_path / "ran").exists()
 
@@ -133,7 +134,7 @@ def test_code_of_the_base_never_runs(tmp_path: Path, name: str) -> None:
     auto_map = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", None]}
     (folder / name).write_text(json.dumps({**known, "auto_map": auto_map, "model_type": "evil"}))
     if name == "config.json":
-        with pytest.raises(FileError, match="cannot load the base model"):
+        with refused(FileError, folder, "base model"):
             load_base(folder)
     else:  # there may be a tokenizer without that code
         assert "evil" not in type(load_tokenizer(folder)).__module__
@@ -176,39 +177,37 @@ def truncate(adapter: Path) -> None:
     (adapter / TENSORS).write_bytes(data[: len(data) // 2])
 
 
-DAMAGES: list[tuple[Callable[[Path], Any], type[OtterError], str]] = [
-    (lambda adapter: (adapter / CONFIG).unlink(), FileError, "otter_config.json: No such file"),
-    (lambda adapter: (adapter / CONFIG).write_text("{"), FileError, "otter_config.json: not JSON"),
-    (lambda adapter: (adapter / CONFIG).write_text("[]"), FileError, "format is not 'otter-adapter'"),
-    (edit_config(format="lora"), FileError, "format is not 'otter-adapter'"),
-    (edit_config(version=2), UnsupportedError, "format version 2, this version reads 1"),
-    (edit_config(insertion=None), FileError, "'insertion' is missing or no object"),
-    (edit_config(insertion={"width": 3}), ConfigError, "insertion configuration"),
-    (lambda adapter: (adapter / TENSORS).unlink(), FileError, "otter_model.safetensors"),
-    (truncate, FileError, "otter_model.safetensors"),
-    (edit_tensors(not_a_number), FileError, r"model\.norm\.otter\.weight .* no finite numbers"),
-    (edit_tensors(whole_numbers), FileError, r"model\.norm\.otter\.weight .* no finite numbers"),
+DAMAGES: list[tuple[Callable[[Path], Any], type[OtterError], tuple[object, ...]]] = [
+    (lambda adapter: (adapter / CONFIG).unlink(), FileError, ("otter_config.json", "No such file")),
+    (lambda adapter: (adapter / CONFIG).write_text("{"), FileError, ("otter_config.json", "JSON")),
+    (lambda adapter: (adapter / CONFIG).write_text("[]"), FileError, ("otter_config.json", "format", "otter-adapter")),
+    (edit_config(format="lora"), FileError, ("otter_config.json", "format", "otter-adapter")),
+    (edit_config(version=2), UnsupportedError, ("otter_config.json", "version 2", 1)),
+    (edit_config(insertion=None), FileError, ("otter_config.json", "insertion")),
+    (edit_config(insertion={"width": 3}), ConfigError, ("insertion", "base")),
+    (lambda adapter: (adapter / TENSORS).unlink(), FileError, ("otter_model.safetensors", "No such file")),
+    (truncate, FileError, ("otter_model.safetensors",)),
+    (edit_tensors(not_a_number), FileError, (TENSORS, "model.norm.otter.weight", "torch.float32", "finite")),
+    (edit_tensors(whole_numbers), FileError, (TENSORS, "model.norm.otter.weight", "torch.int8", "finite")),
     (
         edit_tensors(several_problems),
         FileError,
-        r"3 tensors do not fit.*missing model\.norm\.otter\.weight; unexpected extra\.weight; "
-        r"heads\.reward\.otter\.bias has shape \(2,\), expected \(1,\)",
+        ("3 tensors", "model.norm.otter.weight", "extra.weight", "heads.reward.otter.bias", (2,), (1,)),
     ),
 ]
 
 
 @pytest.mark.parametrize("case", range(len(DAMAGES)))
 def test_refuses_damage_in_one_line(adapter: Path, case: int) -> None:
-    damage, error, message = DAMAGES[case]
+    damage, error, names = DAMAGES[case]
     OtterModel.from_pretrained(toy_base(), adapter)
     damage(adapter)
-    with pytest.raises(error, match=message) as raised:
+    with refused(error, *names):
         OtterModel.from_pretrained(toy_base(), adapter)
-    assert "\n" not in str(raised.value)
 
 
 def test_refuses_another_base(adapter: Path) -> None:
-    with pytest.raises(MismatchError, match=r"n_layer 3 \(base: 2\)"):
+    with refused(MismatchError, "n_layer", 3, 2):
         OtterModel.from_pretrained(toy_base(num_hidden_layers=2), adapter)
 
 
@@ -217,7 +216,7 @@ def test_refuses_a_base_with_other_norms_unless_told(adapter: Path) -> None:
     with torch.no_grad():
         base.model.layers[1].input_layernorm.weight[3] += 1e-3
     before = str(base)
-    with pytest.raises(MismatchError, match=r"made for another base: .*give the base that it was trained on"):
+    with refused(MismatchError, adapter, "base_fingerprint", "check_base"):
         OtterModel.from_pretrained(base, adapter)
     assert str(base) == before
     assert OtterModel.from_pretrained(base, adapter, check_base=False).insertion == toy_otter().insertion
@@ -235,7 +234,7 @@ def test_weights_are_taken_into_a_model_at_hand(adapter: Path) -> None:
     assert not torch.equal(rewards(model), rewards(toy_otter("normal")))
     model.load_weights(adapter)
     assert torch.equal(rewards(model), rewards(toy_otter("normal")))
-    with pytest.raises(FileError, match="tensors do not fit"):
+    with refused(FileError, TENSORS, "9 tensors", "model.layers.0.mlp.gate_proj.otter.weight", (12, 40), (13, 40)):
         toy_otter(n_ff=13).load_weights(adapter)
 
 
@@ -245,17 +244,17 @@ def test_the_tokenizer_comes_from_where_the_base_came_from(tmp_path: Path) -> No
     expected = toy_tokenizer()("The otter")["input_ids"]
     for source in (base, folder, str(folder), toy_otter("normal", base)):
         assert load_tokenizer(source)("The otter")["input_ids"] == expected
-    with pytest.raises(FileError, match="was not loaded from anywhere"):
+    with refused(FileError, "tokenizer"):
         load_tokenizer(toy_base())
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileError, match="base: cannot load the tokenizer"):
+    with refused(FileError, folder, "tokenizer"):
         load_tokenizer(folder)
 
 
 def test_replaces_only_the_same_insertion_unasked(adapter: Path) -> None:
     toy_otter("uniform").save_pretrained(adapter)
     other = toy_otter(n_ff=13)
-    with pytest.raises(ConfigError, match="holds an adapter with another insertion"):
+    with refused(ConfigError, adapter, "insertion", "force"):
         other.save_pretrained(adapter)
     assert torch.equal(rewards(OtterModel.from_pretrained(toy_base(), adapter)), rewards(toy_otter("uniform")))
     other.save_pretrained(adapter, force=True)
@@ -264,7 +263,7 @@ def test_replaces_only_the_same_insertion_unasked(adapter: Path) -> None:
 
 def test_an_unwritable_folder_is_a_file_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="file: cannot write the adapter"):
+    with refused(FileError, tmp_path / "file", "adapter"):
         toy_otter().save_pretrained(tmp_path / "file")
 
 

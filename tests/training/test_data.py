@@ -11,6 +11,7 @@ import torch
 from otter_gguf.errors import ConfigError, FileError
 from otter_gguf.training import DataOptions, RewardDataset, load_rows, tokenise_rows
 from otter_gguf.training.data import Pair, collate
+from tests.refusals import refused
 from tests.training.toy import toy_rows, toy_tokenizer, write_rows
 
 EOS = 257
@@ -98,7 +99,7 @@ def test_pairs_that_differ_only_beyond_the_cut_are_dropped_and_counted() -> None
     row = {"prompt": "a", "chosen": "x" * 30 + "y", "rejected": "x" * 30 + "z"}
     dataset = tokenise_rows([row, ROW], toy_tokenizer(), DataOptions(max_length=20))
     assert (len(dataset), dataset.truncated, dataset.dropped) == (1, 1, 1)
-    with pytest.raises(FileError, match="no rows to train on"):
+    with refused(FileError, "no rows"):
         tokenise_rows([row], toy_tokenizer(), DataOptions(max_length=20))
 
 
@@ -106,9 +107,9 @@ def test_rows_name_their_reward_where_there_are_several() -> None:
     rewards = ("safety.harmless", "safety.helpful")
     assert one({**ROW, "reward": "safety.helpful"}, rewards=rewards).reward == 1
     assert one({**ROW, "reward": "reward"}).reward == 0
-    with pytest.raises(FileError, match=r"row 1: no 'reward'; expected one of safety\.harmless, safety\.helpful"):
+    with refused(FileError, "row 1", "reward", "safety.harmless", "safety.helpful"):
         one(ROW, rewards=rewards)
-    with pytest.raises(FileError, match="row 1: reward 'other', expected one of reward"):
+    with refused(FileError, "row 1", "other", "reward"):
         one({**ROW, "reward": "other"})
 
 
@@ -123,45 +124,42 @@ def test_reads_jsonl_and_skips_empty_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "problem"),
+    ("bad", "names"),
     [
-        ({"chosen": "a"}, "no 'rejected'"),
-        ({"rejected": "a"}, "no 'chosen'"),
-        (["a", "b"], "not an object"),
-        ({**ROW, "chosen": 3}, "'chosen' is no string, as in the first row"),
-        ({**ROW, "prompt": None}, "'prompt' is no string"),
-        ({**ROW, "chosen": [{"role": "user", "content": "x"}]}, "'chosen' is no string"),
-        ({**ROW, "rejected": " good"}, "'chosen' and 'rejected' are the same tokens"),
+        ({"chosen": "a"}, ("no 'rejected'",)),
+        ({"rejected": "a"}, ("no 'chosen'",)),
+        (["a", "b"], ("object",)),
+        ({**ROW, "chosen": 3}, ("chosen", "string")),
+        ({**ROW, "prompt": None}, ("prompt", "string")),
+        ({**ROW, "chosen": [{"role": "user", "content": "x"}]}, ("chosen", "string")),
+        ({**ROW, "rejected": " good"}, ("chosen", "rejected", "same")),
         ({"prompt": "", "chosen": "ab</s>", "rejected": ""}, None),
     ],
 )
-def test_bad_rows_are_refused_with_their_line(tmp_path: Path, bad: Any, problem: str | None) -> None:
+def test_bad_rows_are_refused_with_their_line(tmp_path: Path, bad: Any, names: tuple[str, ...] | None) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", [ROW, ROW, bad])
-    if problem is None:
+    if names is None:
         assert len(load_rows(path, toy_tokenizer())) == 3
         return
-    with pytest.raises(FileError, match=f"pairs.jsonl: 1 bad rows: line 3: {problem}"):
+    with refused(FileError, "pairs.jsonl", "1 bad", "line 3", *names):
         load_rows(path, toy_tokenizer())
 
 
 def test_an_empty_response_without_end_of_text_is_refused() -> None:
-    with pytest.raises(FileError, match="row 1: a response has no token of its own"):
+    with refused(FileError, "row 1", "response"):
         one({**ROW, "rejected": ""}, append_eos=False)
 
 
 def test_a_line_that_is_not_json_is_refused_with_its_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", [ROW])
     path.write_text(path.read_text() + "{oops\n")
-    with pytest.raises(FileError, match="line 2: not JSON") as raised:
+    with refused(FileError, "pairs.jsonl", "line 2", "JSON"):
         load_rows(path, toy_tokenizer())
-    assert "\n" not in str(raised.value)
 
 
 def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", [ROW, *[{}] * 25])
-    with pytest.raises(
-        FileError, match=r"25 bad rows: line 2: .*line 11: no 'chosen', 'completion' or 'completions'; and 15 more$"
-    ):
+    with refused(FileError, "pairs.jsonl", "25 bad", "line 2", "line 11", "chosen", "completion", "completions", 15):
         load_rows(path, toy_tokenizer())
 
 
@@ -170,12 +168,12 @@ def test_unreadable_and_empty_files_are_refused(tmp_path: Path, content: bytes |
     path = tmp_path / "pairs.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(FileError, match=r"pairs\.jsonl"):
+    with refused(FileError, "pairs.jsonl"):
         load_rows(path, toy_tokenizer())
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="max_length is 1"):
+    with refused(ConfigError, "max_length", 1, 2):
         DataOptions(max_length=1)
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from otter_gguf.errors import FileError
 from otter_gguf.training import DataOptions, RewardDataset, load_rows, tokenise_rows
 from otter_gguf.training.data import Classed, Graded, Pair, Stepped, collate
+from tests.refusals import refused
 from tests.training.mixed import OPTIONS, mixed_rows, table_of
 from tests.training.toy import toy_tokenizer, write_rows
 
@@ -75,7 +76,7 @@ def test_classed_texts_name_their_class(name: Any) -> None:
 
 def test_a_class_needs_no_head_where_there_is_one() -> None:
     assert one(CLASSED, rewards=("reward", "a.x", "a.y")).label == 2
-    with pytest.raises(FileError, match="row 1: no 'reward'; expected one of a, b"):
+    with refused(FileError, "row 1", "reward", "a, b"):
         one(CLASSED, rewards=CLASSES)
 
 
@@ -101,7 +102,7 @@ def test_a_merge_across_the_border_of_steps_ends_a_step_before_it() -> None:
     row = {"prompt": "d", "completions": ["ab", "ca"], "labels": [1, 0]}
     (found,) = tokenise_rows([row], fast, DataOptions(step_separator="")).rows
     assert found == Stepped([3, 0, 4, 0], 1, [1, 3], [1.0, 0.0])
-    with pytest.raises(FileError, match="row 1: step 1 has no token of its own"):
+    with refused(FileError, "row 1", "step 1"):
         tokenise_rows([{**row, "completions": ["b", "ca"]}], fast, DataOptions(step_separator=""))
 
 
@@ -127,56 +128,56 @@ def test_chat_messages_go_through_the_template() -> None:
     ]
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({**PAIR, "margin": math.nan}, "margin nan, expected a finite number"),
-    ({**PAIR, "margin": math.inf}, "margin inf, expected a finite number"),
-    ({**PAIR, "margin": "1"}, "margin '1', expected a finite number"),
-    ({**PAIR, "margin": True}, "margin True, expected a finite number"),
-    ({**PAIR, "reward": "c"}, "reward 'c', expected one of reward, a.x"),
-    ({**PAIR, "reward": ["reward"]}, r"reward \['reward'\], expected one of reward"),
-    ({**GRADED, "label": 1.5}, "label is 1.5, expected true, false or a number from 0 to 1"),
-    ({**GRADED, "label": -0.1}, "label is -0.1, expected"),
-    ({**GRADED, "label": math.nan}, "label is nan, expected"),
-    ({**GRADED, "label": "good"}, "label is 'good', expected"),
-    ({**GRADED, "reward": "a"}, "reward 'a', expected one of reward"),
-    ({**GRADED, "completion": None}, "'completion' is no string, as in the first row"),
-    ({"prompt": "ab", "completion": "x"}, "expected either 'label' or 'class' beside 'completion'"),
-    ({**GRADED, "class": "x"}, "expected either 'label' or 'class' beside 'completion'"),
-    ({**CLASSED, "class": "z", "reward": "a"}, "class 'z', expected one of x, y"),
-    ({**CLASSED, "class": 2, "reward": "a"}, "class 2, expected one of x, y"),
-    ({**CLASSED, "class": -1, "reward": "a"}, "class -1, expected one of x, y"),
-    ({**CLASSED, "class": True, "reward": "a"}, "class True, expected one of x, y"),
-    ({**CLASSED, "class": ["x"], "reward": "a"}, r"class \['x'\], expected one of x, y"),
-    ({**CLASSED, "reward": "reward"}, "reward 'reward', expected one of a, b"),
-    ({**CLASSED, "reward": ["a"]}, r"reward \['a'\], expected one of a, b"),
-    ({**STEPPED, "labels": [1]}, "2 'completions', but 1 'labels'"),
-    ({**STEPPED, "labels": [1, 2]}, "label of step 2 is 2, expected"),
-    ({**STEPPED, "labels": True}, "'completions' and 'labels' must be lists of at least one step"),
-    ({**STEPPED, "completions": [], "labels": []}, "'completions' and 'labels' must be lists of at least one step"),
-    ({**STEPPED, "completions": [" one", 2]}, "'completions' are no strings$"),
-    ({**STEPPED, "completions": [message("user", "x")] * 2}, "'completions' are no strings$"),
-    ({"prompt": "ab", "completions": [" one"]}, "no 'labels'"),
+BAD: list[tuple[dict[str, Any], tuple[object, ...]]] = [
+    ({**PAIR, "margin": math.nan}, ("margin", math.nan)),
+    ({**PAIR, "margin": math.inf}, ("margin", math.inf)),
+    ({**PAIR, "margin": "1"}, ("margin", "'1'")),
+    ({**PAIR, "margin": True}, ("margin", True)),
+    ({**PAIR, "reward": "c"}, ("reward", "'c'", ", ".join(CLASSES))),
+    ({**PAIR, "reward": ["reward"]}, ("['reward']", ", ".join(CLASSES))),
+    ({**GRADED, "label": 1.5}, ("label", 1.5, 0, 1)),
+    ({**GRADED, "label": -0.1}, ("label", -0.1)),
+    ({**GRADED, "label": math.nan}, ("label", math.nan)),
+    ({**GRADED, "label": "good"}, ("label", "'good'")),
+    ({**GRADED, "reward": "a"}, ("reward", "'a'", ", ".join(CLASSES))),
+    ({**GRADED, "completion": None}, ("completion", "string")),
+    ({"prompt": "ab", "completion": "x"}, ("label", "class", "completion")),
+    ({**GRADED, "class": "x"}, ("label", "class", "completion")),
+    ({**CLASSED, "class": "z", "reward": "a"}, ("class", "'z'", "x, y")),
+    ({**CLASSED, "class": 2, "reward": "a"}, ("class 2", "x, y")),
+    ({**CLASSED, "class": -1, "reward": "a"}, ("class", -1, "x, y")),
+    ({**CLASSED, "class": True, "reward": "a"}, ("class", True, "x, y")),
+    ({**CLASSED, "class": ["x"], "reward": "a"}, ("class", ["x"], "x, y")),
+    ({**CLASSED, "reward": "reward"}, ("'reward'", "a, b")),
+    ({**CLASSED, "reward": ["a"]}, ("reward", ["a"], "a, b")),
+    ({**STEPPED, "labels": [1]}, ("2 'completions'", "1 'labels'")),
+    ({**STEPPED, "labels": [1, 2]}, ("label", "step 2", 0, 1)),
+    ({**STEPPED, "labels": True}, ("completions", "labels", "lists")),
+    ({**STEPPED, "completions": [], "labels": []}, ("completions", "labels", "lists")),
+    ({**STEPPED, "completions": [" one", 2]}, ("completions", "strings")),
+    ({**STEPPED, "completions": [message("user", "x")] * 2}, ("completions", "strings")),
+    ({"prompt": "ab", "completions": [" one"]}, ("no 'labels'",)),
 ]
 
 
 @pytest.mark.parametrize("case", range(len(BAD)))
 def test_bad_rows_are_refused(case: int) -> None:
-    row, problem = BAD[case]
+    row, names = BAD[case]
     good = {**PAIR, "reward": "reward"}
-    with pytest.raises(FileError, match=f"rows: 1 bad rows: row 2: {problem}"):
+    with refused(FileError, "rows", "1 bad", "row 2", *names):
         tokenise_rows([good, {"reward": "reward", **row}], toy_tokenizer(), DataOptions(rewards=CLASSES))
 
 
 def test_a_class_needs_a_head_with_several_labels() -> None:
-    with pytest.raises(FileError, match="row 1: 'class' needs a head with several labels"):
+    with refused(FileError, "row 1", "class", "head"):
         one(CLASSED)
 
 
 def test_a_step_without_tokens_is_refused() -> None:
     assert len(one({**STEPPED, "completions": ["", "x"]}).ends) == 2
-    with pytest.raises(FileError, match="row 1: step 1 has no token of its own"):
+    with refused(FileError, "row 1", "step 1"):
         one({**STEPPED, "completions": ["", "x"]}, step_separator="")
-    with pytest.raises(FileError, match="row 1: a response has no token of its own"):
+    with refused(FileError, "row 1", "response"):
         one({**GRADED, "completion": ""}, append_eos=False)
 
 
@@ -260,16 +261,15 @@ def test_messages_come_through_a_table(tmp_path: Path) -> None:
 def test_bad_rows_of_any_source_have_their_place(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, kind, [{**PAIR, "margin": 1.0}, {**PAIR, "margin": math.inf}])
     place = "line" if kind == "jsonl.gz" else "row"
-    with pytest.raises(FileError, match=rf"rows\.{kind}: 1 bad rows: {place} 2: margin inf") as raised:
+    with refused(FileError, f"rows.{kind}", "1 bad", f"{place} 2", "margin", math.inf):
         load_rows(path, toy_tokenizer())
-    assert "\n" not in str(raised.value)
 
 
 def test_null_is_absent_in_a_table_but_not_in_json(tmp_path: Path) -> None:
     rows = [{**PAIR, "margin": None}]
     assert one(PAIR).margin == 0
     assert len(load_rows(written(tmp_path, "parquet", [*rows, {**PAIR, "margin": 1.0}]), toy_tokenizer())) == 2
-    with pytest.raises(FileError, match="line 1: margin None"):
+    with refused(FileError, "rows.jsonl", "line 1", "margin", None):
         load_rows(written(tmp_path, "jsonl", rows), toy_tokenizer())
 
 
@@ -279,17 +279,16 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, kind: str) -> Non
     data = path.read_bytes()
     for damaged in (data[: len(data) // 2], b"", b"nonsense"):
         path.write_bytes(damaged)
-        with pytest.raises(FileError, match=rf"rows\.{kind}: ") as raised:
+        with refused(FileError, f"rows.{kind}"):
             load_rows(path, toy_tokenizer(), OPTIONS)
-        assert "\n" not in str(raised.value)
 
 
 def test_folders_that_hold_no_table_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=f"{tmp_path}: "):
+    with refused(FileError, tmp_path):
         load_rows(tmp_path, toy_tokenizer())
     splits = tmp_path / "splits"
     DatasetDict({"train": Dataset.from_list([PAIR]), "test": Dataset.from_list([PAIR])}).save_to_disk(str(splits))
-    with pytest.raises(FileError, match=r"holds several splits; give one of .*splits/train, .*splits/test"):
+    with refused(FileError, splits, splits / "train", splits / "test"):
         load_rows(splits, toy_tokenizer())
     assert len(load_rows(splits / "train", toy_tokenizer())) == 1
 

@@ -16,6 +16,7 @@ from otter_gguf.errors import ConfigError, FileError, MismatchError, Unsupported
 from otter_gguf.training import OtterModel, OtterTrainer, TrainConfig, calibrate, geometry, insert, tokenise_rows
 from otter_gguf.training.checkpoint import load_tokenizer
 from otter_gguf.training.full import FullRewardModel, full_reward_model
+from tests.refusals import refused
 from tests.training.native_toy import (
     TOKENS,
     convert_folder,
@@ -161,27 +162,27 @@ def test_loads_what_was_saved(saved: Path) -> None:
 
 
 def test_its_base_and_its_heads_belong_together(saved: Path) -> None:
-    with pytest.raises(ConfigError, match="holds its own fine-tuned base; give no other"):
+    with refused(ConfigError, saved, "fine-tuned"):
         OtterModel.from_pretrained(toy_base(), saved)
     toy_base().save_pretrained(saved / "base")
-    with pytest.raises(MismatchError, match="made for another base"):
+    with refused(MismatchError, saved, saved / "base", "base_fingerprint"):
         OtterModel.from_pretrained(None, saved)
-    with pytest.raises(MismatchError, match="made for another base"):
+    with refused(MismatchError, saved, saved / "base", "base_fingerprint"):
         full().load_weights(saved)
     shutil.rmtree(saved / "base")
-    with pytest.raises(FileError, match="base: cannot load the base model"):
+    with refused(FileError, saved / "base"):
         OtterModel.from_pretrained(None, saved)
 
 
 def test_replaces_only_its_like_unasked(saved: Path, tmp_path: Path) -> None:
     full().save_pretrained(saved)
-    with pytest.raises(ConfigError, match="another insertion"):
+    with refused(ConfigError, saved, "insertion", "force"):
         full_reward_model(toy_base(), ("a", "b")).save_pretrained(saved)
     base = toy_base()
     insert(base, full().insertion).save_pretrained(tmp_path / "frozen")
-    with pytest.raises(ConfigError, match="an adapter for a frozen base"):
+    with refused(ConfigError, tmp_path / "frozen", "frozen base", "force"):
         full().save_pretrained(tmp_path / "frozen")
-    with pytest.raises(FileError, match="no full reward model"):
+    with refused(FileError, "otter_config.json", "fine_tuned_base", "base"):
         full().load_weights(tmp_path / "frozen")
     full().save_pretrained(tmp_path / "frozen", force=True)
     assert isinstance(OtterModel.from_pretrained(None, tmp_path / "frozen"), FullRewardModel)
@@ -189,7 +190,7 @@ def test_replaces_only_its_like_unasked(saved: Path, tmp_path: Path) -> None:
 
 def test_a_frozen_adapter_does_not_replace_it_unasked(saved: Path) -> None:
     frozen = insert(toy_base(), full().insertion)
-    with pytest.raises(ConfigError, match="a full reward model"):
+    with refused(ConfigError, saved, "reward", "force"):
         frozen.save_pretrained(saved)
     frozen.save_pretrained(saved, force=True)
     assert not isinstance(OtterModel.from_pretrained(toy_base(), saved), FullRewardModel)
@@ -214,7 +215,7 @@ def test_a_checkpoint_with_a_damaged_base_is_incomplete(tmp_path: Path) -> None:
     trainer(full(), tmp_path, **options).train()
     file = tmp_path / "checkpoint-2" / "base" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
-    with pytest.raises(FileError, match=r"checkpoint-2: base/model\.safetensors differs from the manifest"):
+    with refused(FileError, "checkpoint-2", "base/model.safetensors"):
         trainer(full(), tmp_path, **options).train(resume_from_checkpoint=True)
 
 
@@ -227,7 +228,7 @@ def test_runs_as_a_second_model_in_llama_cpp(tmp_path: Path) -> None:
     sidecar = f32_sidecar(tmp_path / "full", base, tmp_path / "full.otter.gguf")
     torch.testing.assert_close(native_rewards(base, sidecar), rewards(model, TOKENS), atol=1e-4, rtol=0)
     untrained = write_gguf_base(tmp_path / "other.gguf", native_base())
-    with pytest.raises(MismatchError):
+    with refused(MismatchError, "full.otter.gguf", untrained, "fingerprint"):
         native_rewards(untrained, sidecar)
 
 
@@ -246,8 +247,8 @@ def test_its_folder_converts_to_a_pair(tmp_path: Path) -> None:
 
 def test_refuses_what_cannot_be_trained_as_a_whole() -> None:
     base = toy_base()
-    with pytest.raises(ConfigError, match="has heads alone, but width is 8"):
+    with refused(ConfigError, "width", 8):
         FullRewardModel(base, InsertionConfig.uniform(geometry(base), 8))
     base.lm_head.weight = torch.nn.Parameter(torch.zeros(258, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(UnsupportedError, match="a quantized base cannot be fine-tuned"):
+    with refused(UnsupportedError, "quantized"):
         full_reward_model(base)

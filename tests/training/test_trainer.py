@@ -30,6 +30,7 @@ from otter_gguf.training import (
     tokenise_rows,
 )
 from otter_gguf.training.runs import checkpoint_problem, checkpoints, latest_checkpoint
+from tests.refusals import assert_names, refused
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, toy_tokenizer, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -119,15 +120,15 @@ def test_losses_and_centering_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "names"),
     [
-        ({"loss": "dpo"}, "loss 'dpo', expected prefix or final"),
-        ({"center_rewards_coefficient": -1.0}, "center_rewards_coefficient is -1.0"),
-        ({"center_rewards_coefficient": math.nan}, "center_rewards_coefficient is nan"),
+        ({"loss": "dpo"}, ("loss", "'dpo'", "prefix", "final")),
+        ({"center_rewards_coefficient": -1.0}, ("center_rewards_coefficient", -1.0)),
+        ({"center_rewards_coefficient": math.nan}, ("center_rewards_coefficient", math.nan)),
     ],
 )
-def test_refuses_options_that_make_no_sense(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refuses_options_that_make_no_sense(tmp_path: Path, options: dict[str, Any], names: tuple[object, ...]) -> None:
+    with refused(ConfigError, *names):
         TrainConfig(output_dir=str(tmp_path), **options)
 
 
@@ -144,7 +145,7 @@ def test_learns_in_half_precision(tmp_path: Path, dtype: torch.dtype, mixed: boo
 def test_refuses_to_spread_the_model_over_devices(tmp_path: Path) -> None:
     config = TrainConfig(output_dir=str(tmp_path), use_cpu=True)
     config.deepspeed = "zero3.json"
-    with pytest.raises(ConfigError, match="each device needs the whole model"):
+    with refused(ConfigError, "DeepSpeed", "FSDP"):
         OtterTrainer(toy_otter(), config, pairs())
 
 
@@ -219,9 +220,10 @@ def test_incomplete_checkpoints_are_skipped_and_named(tmp_path: Path, caplog: py
     optimizer.write_bytes(optimizer.read_bytes()[:-1])
     (tmp_path / "checkpoint-final").mkdir()
     assert latest_checkpoint(tmp_path).name == "checkpoint-4"
-    assert "checkpoint-8: otter_manifest.json is missing" in caplog.text
-    assert "checkpoint-6: optimizer.pt differs from the manifest" in caplog.text
-    with pytest.raises(FileError, match=r"checkpoint-6: optimizer\.pt differs"):
+    newest, older = caplog.messages
+    assert_names(newest, "checkpoint-8", "otter_manifest.json")
+    assert_names(older, "checkpoint-6", "optimizer.pt")
+    with refused(FileError, "checkpoint-6", "optimizer.pt"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
@@ -250,7 +252,7 @@ def test_torn_checkpoints_of_every_kind_are_incomplete(tmp_path: Path) -> None:
 
 
 def test_a_run_without_complete_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no complete checkpoint to resume from"):
+    with refused(FileError, tmp_path, "checkpoint"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
