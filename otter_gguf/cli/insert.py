@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ from ..config import (
     StateSource,
     score_activation,
 )
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ._common import add_options, given, print_json
 
 if TYPE_CHECKING:
@@ -86,8 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="adapter folder to write")
     add_insert_arguments(parser)
+    add_tokenizer_check(parser, "insert")
     parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
     parser.add_argument("--json", action="store_true", help="machine-readable summary")
+
+
+def add_tokenizer_check(parser: argparse.ArgumentParser, verb: str) -> None:
+    """``--no-tokenizer-check``, for a base that is a GGUF file."""
+    parser.add_argument(
+        "--no-tokenizer-check",
+        action="store_true",
+        help=f"{verb} although training and the GGUF may make other tokens of a text",
+    )
 
 
 def add_insert_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
@@ -109,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.output / CONFIG_NAME).exists() and not args.force:
         raise ConfigError(f"{args.output}: holds an adapter already; give another folder, or --force to replace it")
+    _check_tokenizer(args.base, check=not args.no_tokenizer_check)
     model = insert_from(args, load_base(args.base))
     model.save_pretrained(args.output, force=True)
     if args.json:
@@ -117,6 +129,21 @@ def run(args: argparse.Namespace) -> int:
         model.print_trainable_parameters()
         print(args.output)
     return 0
+
+
+def _check_tokenizer(base: str, *, check: bool) -> None:
+    """Refuse a GGUF base now that could not be trained later for its tokenizer; a warning without ``check``."""
+    from ..training.checkpoint import load_tokenizer
+    from ..training.gguf_base import is_gguf
+
+    if not is_gguf(base) or not Path(base).is_file():
+        return
+    try:
+        load_tokenizer(base, check=check)
+    except UnsupportedError as error:  # inserting takes no tokenizer
+        if check:
+            raise
+        warnings.warn(str(error), stacklevel=2)
 
 
 def insert_from(args: argparse.Namespace, base: PreTrainedModel) -> OtterModel:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
 from ._common import add_options, given, print_json
-from .insert import InsertOptions, add_insert_arguments, insert_from, insertion_config, require_training, summary
+from .insert import (
+    InsertOptions,
+    add_insert_arguments,
+    add_tokenizer_check,
+    insert_from,
+    insertion_config,
+    require_training,
+    summary,
+)
 
 if TYPE_CHECKING:
     from ..training import ExtraLoss, OtterModel, OtterTrainer, TrainConfig
@@ -106,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"fine-tune all of the base with heads instead of an insertion (--lr then {_FULL_LEARNING_RATE:g})",
     )
+    add_tokenizer_check(parser, "train")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint of --output")
     start.add_argument("--force", action="store_true", help="replace a run that is in --output")
@@ -173,7 +182,7 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = _model(args)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, check=not args.no_tokenizer_check)
     if isinstance(model, FullRewardModel):
         model.tokenizer = tokenizer  # written beside its base, where conversion to GGUF needs it
     separator = "\n" if options.step_separator is None else options.step_separator
@@ -234,10 +243,9 @@ def _full_model(args: argparse.Namespace) -> OtterModel:
 
 def _config(args: argparse.Namespace, options: TrainOptions) -> TrainConfig:
     from ..training import TrainConfig
+    from ..training.renamed import CHECKPOINTING
 
-    renamed = "activation_checkpointing" in TrainConfig.__dataclass_fields__  # in the course of transformers 5
-    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    recompute: dict[str, Any] = {name: options.recompute}
+    recompute: dict[str, Any] = {CHECKPOINTING: options.recompute}
     return TrainConfig(
         output_dir=str(args.output),
         num_train_epochs=options.epochs,

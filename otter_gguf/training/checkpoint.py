@@ -153,8 +153,12 @@ def load_base(
     return model
 
 
-def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path, *, check: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a base: of the one that a model was loaded from, or by folder, Hub name or GGUF file.
+
+    Args:
+        model: A model that knows where it was loaded from, or that place.
+        check: Whether a GGUF file's tokenizer that cuts text otherwise than llama.cpp is an error, not a warning.
 
     Raises:
         FileError: there is none.
@@ -165,7 +169,7 @@ def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path) -> PreTrain
         return kept
     name, revision = _tokenizer_source(model)
     if is_gguf(name) and Path(name).is_file():
-        return load_gguf_tokenizer(Path(name))
+        return load_gguf_tokenizer(Path(name), check=check)
     return load_hf_tokenizer(name, revision)
 
 

@@ -1,7 +1,8 @@
 """A base that exists as GGUF: transformers' model and tokenizer made from the file that llama.cpp runs.
 
 transformers reads the file and dequantises it to F32. What it would get wrong without a word is put right or refused
-here: a scaled rope, of which the file holds the factors alone, and a tokenizer that cuts text otherwise than llama.cpp.
+here: a scaled rope, of which the file holds the factors alone. The tokenizer is made without it
+(:mod:`.gguf_tokenizer`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import decoders, normalizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .. import _native, architectures
-from ..errors import FileError, UnsupportedError
+from ..errors import FileError, MismatchError, UnsupportedError
 from ..gguf.base import BaseFiles, base_geometry
 from ..gguf.sidecar import is_sidecar
-from ..tokenizer_agreement import check_tokenizer
+from ..tokenizer_agreement import Agreement, compare_tokenizers
+from .gguf_tokenizer import gguf_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _LONG_ROPE_FACTORS = "rope_factors_long.weight"
-_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
-_SPACE = "▁"
-"""What SentencePiece writes for a space."""
+_ADVICE = (
+    "if your texts hold nothing of the kind, go on with --no-tokenizer-check (check=False in Python); "
+    "else train on the base's Hugging Face folder"
+)
 # What Llama 3.1 and its successors were trained with; their converter keeps the resulting factors alone.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -130,40 +132,28 @@ def _forget_quantization(model: Any) -> None:
         del model.quantization_method
 
 
-def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, compared with llama.cpp's own (``tokenizer_agreement``); a note is a warning.
+def load_gguf_tokenizer(path: Path, *, check: bool = True) -> PreTrainedTokenizerBase:
+    """Make the tokenizer of a GGUF file (:mod:`.gguf_tokenizer`) and compare it with llama.cpp's own.
+
+    Args:
+        path: The file.
+        check: Whether a difference is an error; else it is a warning, as is one that a caller can avoid.
 
     Raises:
         FileError: unreadable or damaged.
-        UnsupportedError: transformers has no tokenizer for the file.
+        UnsupportedError: a kind of tokenizer that is not made from a file.
         MismatchError: it gives other tokens than llama.cpp, so rewards would be trained for other inputs.
     """
     _check(path)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(path.parent), gguf_file=path.name, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise UnsupportedError(
-            f"{path}: transformers cannot load its tokenizer: {str(error).splitlines()[0]}"
-        ) from None
     with BaseFiles.open(path) as base:
-        keys = base.head.keys
-        if "tokenizer.ggml.model" in keys and base.head.value("tokenizer.ggml.model") == "llama":
-            _as_sentencepiece(tokenizer, _SPACE_PREFIX not in keys or bool(base.head.value(_SPACE_PREFIX)))
-    for note in check_tokenizer(path, tokenizer, advice="train on the Hugging Face folder of the base instead"):
+        tokenizer = gguf_tokenizer(base.head)
+    found = compare_tokenizers(path, tokenizer)
+    if found.differences and check:
+        raise MismatchError(f"{path}: {_difference(found)}; {_ADVICE}")
+    for note in [*([_difference(found)] if found.differences else []), *found.notes]:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return tokenizer
 
 
-def _as_sentencepiece(tokenizer: Any, space_prefix: bool) -> None:
-    """Treat spaces as llama.cpp does: a prefix, if the file wants one, before every text.
-
-    transformers adds one whatever the file says, except where the text has one already.
-    """
-    backend = tokenizer.backend_tokenizer
-    spaces = normalizers.Replace(" ", _SPACE)
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if space_prefix else spaces
-    backend.pre_tokenizer = None
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space_prefix else steps)
+def _difference(found: Agreement) -> str:
+    return f"the tokenizer made of it for training is not llama.cpp's: {'; '.join(found.differences)}"

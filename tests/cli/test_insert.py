@@ -114,7 +114,7 @@ def test_width_0_is_heads_alone_without_more_flags() -> None:
         (["--width", "0", "--inner", "4"], ("width", 0, "FFN")),
         (["--width", "0", "--head-input", "both"], ("width", 0, "'base'")),
         (["--head", "Tone"], ("head", "'Tone'")),
-        (["--head", "a", "--head", "a"], ("heads", "share")),
+        (["--head", "a", "--head", "a"], ("heads", "a")),
         (["--head", "a=x,x"], ("'a'", "labels")),
     ],
 )

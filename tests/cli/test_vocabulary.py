@@ -64,7 +64,7 @@ def test_without_insertion_it_reads_the_base() -> None:
         (["--vocabulary-reward", "reward"], ("--vocabulary-reward", "--vocabulary-rank")),
         (["--vocabulary-input", "base"], ("--vocabulary-input", "--vocabulary-rank")),
         (["--vocabulary-rank", 4, "--vocabulary-reward", "tone"], ("--vocabulary-reward", "tone", "reward")),
-        (["--vocabulary-rank", 4, "--head", "next"], ("heads", "share")),
+        (["--vocabulary-rank", 4, "--head", "next"], ("heads", "next")),
     ],
 )
 def test_contradictions_are_refused(arguments: list[object], names: tuple[object, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from otter_gguf.training import OtterModel
 from otter_gguf.training.checkpoint import load_base, load_tokenizer
 from tests.gguf.toy_files import float_tensor, insertion, rewrite, split_base, write_sidecar
 from tests.gguf.toy_files import write_base as write_other_base
+from tests.refusals import assert_names, refused
 from tests.training.native_toy import TOKENS, WORDS, native_base, native_logits, write_gguf_base
 from tests.training.toy import toy_otter
 
@@ -78,7 +80,7 @@ def test_an_adapter_finds_the_file_again_and_fits_the_same_base_elsewhere(gguf: 
     with torch.no_grad():
         for base in (None, gguf, str(gguf), native_base()):
             assert torch.equal(OtterModel.from_pretrained(base, tmp_path / "adapter").rewards(TOKENS), expected)
-    with pytest.raises(MismatchError, match="made for another base"):
+    with refused(MismatchError, tmp_path / "adapter", "base_fingerprint"):
         OtterModel.from_pretrained(native_base(seed=1), tmp_path / "adapter")
 
 
@@ -100,8 +102,18 @@ def test_tokens_are_llama_cpps(tmp_path: Path, prefix: bool | None) -> None:
 def test_other_tokens_than_llama_cpps_are_refused(tmp_path: Path) -> None:
     """Pieces without letters to put them together from, which llama.cpp finds by their scores alone."""
     path = write_gguf_base(tmp_path / "base.gguf", native_base())
-    with pytest.raises(MismatchError, match=r"become other tokens, first .*: llama\.cpp \[.*, transformers \["):
+    with refused(MismatchError, path, "llama.cpp [", "transformers [", "--no-tokenizer-check", "check=False"):
         load_tokenizer(path)
+    with pytest.warns(UserWarning, match=re.escape(str(path))) as warned:
+        assert load_tokenizer(path, check=False)("12")["input_ids"]
+    assert_names(str(warned[0].message), "llama.cpp [", "transformers [")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tokenizer_that_agrees_gives_no_warning(gguf: Path) -> None:
+    assert (
+        load_tokenizer(gguf, check=False)("the otters")["input_ids"] == load_tokenizer(gguf)("the otters")["input_ids"]
+    )
 
 
 def llama3_factors(head_dim: int, factor: float = 8.0) -> list[float]:
@@ -141,27 +153,27 @@ def test_a_scaled_rope_is_recognised_by_its_factors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factors", [[2.0] * 16, [*llama3_factors(32)[:-3], 7.0, 8.0, 8.0]])
 def test_another_rope_is_refused(tmp_path: Path, factors: list[float]) -> None:
     path = rope_file(tmp_path / "base.gguf", factors)
-    with pytest.raises(UnsupportedError, match="rope factors are not Llama 3's; give the Hugging Face folder"):
+    with refused(UnsupportedError, path, "rope factors", "Hugging Face"):
         load_base(path)
 
 
 def test_a_rope_scaled_by_a_rule_is_refused(tmp_path: Path) -> None:
     entry = KeyValue("llama.rope.scaling.type", "str", "yarn")
     path = write_gguf_base(tmp_path / "base.gguf", native_base(), entry)
-    with pytest.raises(UnsupportedError, match="rope scaling 'yarn' is not read from GGUF"):
+    with refused(UnsupportedError, path, "'yarn'", "Hugging Face"):
         load_base(path)
 
 
 def test_what_is_no_base_is_refused(gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no such file"):
+    with refused(FileError, tmp_path / "absent.gguf"):
         load_base(tmp_path / "absent.gguf")
     (tmp_path / "damaged.gguf").write_bytes(gguf.read_bytes()[:5000])
-    with pytest.raises(FileError, match=r"damaged\.gguf"):
+    with refused(FileError, tmp_path / "damaged.gguf"):
         load_base(tmp_path / "damaged.gguf")
     other = write_other_base(tmp_path / "other.gguf")
     write_sidecar(tmp_path / "toy.otter.gguf", other, insertion())
-    with pytest.raises(FileError, match="an Otter sidecar, no base"):
+    with refused(FileError, tmp_path / "toy.otter.gguf", "sidecar"):
         load_base(tmp_path / "toy.otter.gguf")
     first = split_base(gguf, 2)
-    with pytest.raises(UnsupportedError, match="a base in shards; join them"):
+    with refused(UnsupportedError, first, "shards", "llama-gguf-split --merge"):
         load_base(first)
