@@ -216,8 +216,9 @@ class InsertionConfig:
             )
         if not self.heads:
             problems.append("no head: nothing would be predicted")
-        if len({head.name for head in self.heads}) != len(self.heads):
-            problems.append("two heads share a name")
+        named = [head.name for head in self.heads]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            problems.append(f"several heads are named {', '.join(twice)}")
         if self.width == 0 and any(head.input != "base" for head in self.heads):
             problems.append("width is 0, so every head must read input 'base'")
         problems += self._vocabulary_problems()

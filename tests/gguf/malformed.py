@@ -465,7 +465,7 @@ SIDECARS: dict[str, tuple[Build, Names]] = {
     "label of 100": (sidecar_key(LABELS, "arr[str]", ["harm", "x" * 100]), ("safety", "labels", 64)),
     "label that is no text": (sidecar_key(LABELS, "arr[str]", ["harm", b"\xff"]), ("safety", "labels", "printable")),
     "no heads": (named_heads(), ("head", "predicted")),
-    "head twice": (named_heads("reward", "reward"), ("heads", "share")),
+    "head twice": (named_heads("reward", "reward"), ("heads", "reward")),
     "head above the folder": (named_heads("../../etc/passwd"), ("otter.heads", "a-z")),
     "head with NUL": (named_heads("reward\0"), ("otter.heads", "a-z")),
     "head with a slash": (named_heads("a/b"), ("otter.heads", "a-z")),

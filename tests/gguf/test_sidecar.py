@@ -204,7 +204,7 @@ def test_all_missing_keys_are_named_together(tmp_path: Path, sidecar: Path) -> N
         ("otter.base.attention.head_count", "u32", 3, ("n_head", 3, "n_head_kv", 2)),
         ("otter.base.attention.head_count_kv", "u32", 0, ("n_head_kv", 0)),
         ("otter.heads", "arr[str]", [], ("head", "predicted")),
-        ("otter.heads", "arr[str]", ["reward", "reward"], ("heads", "share")),
+        ("otter.heads", "arr[str]", ["reward", "reward"], ("heads", "reward")),
         ("otter.head.reward.activation", "str", "relu", ("reward", "activation", "relu")),
         ("otter.head.reward.activation", "str", "softmax", ("reward", "softmax", 2)),
         ("otter.head.reward.scale", "arr[f32]", [float("nan")], ("reward", "scale", 1)),
