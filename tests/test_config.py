@@ -46,7 +46,7 @@ def test_derived_sizes() -> None:
         ({"n_ff": (16, -1, 0)}, ("n_ff", "entry")),
         ({"n_head_kv": (1, True, 0)}, ("n_head_kv", "entry")),
         ({"heads": ()}, ("no head",)),
-        ({"heads": (HeadConfig(), HeadConfig())}, ("heads", "name")),
+        ({"heads": (HeadConfig(), HeadConfig())}, ("heads", "reward")),
         ({"state_source": "other"}, ("'other'", "slice", "table")),
     ],
 )
