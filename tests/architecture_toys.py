@@ -20,6 +20,7 @@ from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 from otter_gguf.training import OtterModel, geometry, insert
+from otter_gguf.training.checkpoint import choose_attention
 from tests.gguf.toy_files import GEOMETRY, Float32, base_metadata, rope_order
 from tests.training.toy import toy_tokenizer
 
@@ -193,6 +194,7 @@ def toy(model_type: str, seed: int = 0, **changes: Any) -> Any:
         fields.pop(name, None)
     config = AutoConfig.for_model(model_type, **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    choose_attention(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):

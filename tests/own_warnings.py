@@ -58,13 +58,16 @@ def is_ours(filename: str) -> bool:
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:
-    """The first frame outside the package that warns; None if that package called itself."""
+    """The first frame outside the package that warns, or the first of all if it is ours: what it called is native code.
+
+    None if the package called itself.
+    """
     packages: list[str] = []
     while frame is not None and len(packages) <= _NEAR:
         module = str(frame.f_globals.get("__name__", ""))
         if module not in _MACHINERY:
             packages.append(module.partition(".")[0])
-            if packages[-1] != packages[0]:
+            if packages[-1] != packages[0] or is_ours(frame.f_code.co_filename):
                 return frame
         frame = frame.f_back
     return None

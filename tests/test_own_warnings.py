@@ -73,6 +73,12 @@ def test_a_module_of_torch_stands_between_without_being_the_caller() -> None:
     assert len(found) == 1
 
 
+def test_native_code_that_warns_was_called_by_us() -> None:
+    with pytest.warns(DeprecationWarning, match="~"), own_deprecations() as found:
+        warnings.warn("~", DeprecationWarning, stacklevel=2)  # no frame of a library stands between
+    assert len(found) == 1
+
+
 def test_another_kind_of_warning_is_none() -> None:
     with pytest.warns(UserWarning, match="new"), own_deprecations() as found:
         OLD.old(UserWarning)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import architectures
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
 from ..gguf.atomic import atomic_folder
@@ -144,13 +146,38 @@ def load_base(
             raise FileError(f"{name}: cannot load the base model: no such file{hint}")
         return load_gguf_base(Path(name))
     try:
+        config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=False)
+        _check_attention_name(config, str(name))
         model = AutoModelForCausalLM.from_pretrained(
-            str(name), revision=revision, dtype="auto", use_safetensors=True, trust_remote_code=False
+            str(name), revision=revision, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except StrictDataclassError as error:
+        raise FileError(f"{name}: config.json: {_first_line(error.__cause__ or error)}") from None
+    # Beside what is documented, transformers raises whatever a configuration of wrong types leads to.
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, SafetensorError) as error:
         raise FileError(f"{name}: cannot load the base model: {_first_line(error)}{hint}") from None
     assert isinstance(model, PreTrainedModel)
+    choose_attention(model)
     return model
+
+
+def _check_attention_name(config: Any, name: str) -> None:
+    """Refuse a configuration that names a kernel of the Hub: transformers would fetch and run native code."""
+    attention = getattr(config, "_attn_implementation", None)
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise FileError(f"{name}: config.json: attn_implementation is {attention!r}, expected one of transformers' own")
+
+
+def choose_attention(model: PreTrainedModel) -> None:
+    """Replace transformers' default attention function where it leaves out a part of the model's attention.
+
+    transformers before 5.24 gives Gemma 2 ``sdpa``, which does not cap its scores.
+    """
+    if model.config.model_type not in architectures.supported():
+        return  # refused by name where it is widened
+    known = architectures.find(model.config.model_type).attention_functions
+    if known and model.config._attn_implementation not in known:
+        model.set_attn_implementation(known[0])
 
 
 def load_tokenizer(model: OtterModel | PreTrainedModel | str | Path, *, check: bool = True) -> PreTrainedTokenizerBase:

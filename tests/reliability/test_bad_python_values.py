@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from tests.completions import chat_pair, tokens_of
 from tests.guidance.reference import open_exact
 from tests.refusals import refused
 from tests.reliability.bad_values import Callee, signature_callee, unexpected
+
+# What numpy says of truth values and casts of the values that are wrong on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 GEOMETRY = BaseGeometry("llama", 2, 64, 4, 2, 16, 128, 320)
 GOOD: dict[str, dict[str, Any]] = {
@@ -88,7 +90,7 @@ def test_methods_of_a_model(llm: Otter, name: str) -> None:
 
     def call(*positional: Any, **named: Any) -> None:
         answer = method(*positional, **named)
-        if inspect.isgenerator(answer):
+        if isinstance(answer, Generator):
             for _ in range(3):
                 next(answer, None)
 
