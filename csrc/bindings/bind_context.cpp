@@ -46,22 +46,19 @@ std::unique_ptr<py_context> make_context(const py_model & owner, uint32_t n_ctx,
     uint32_t n_seq_max, uint32_t n_outputs_max, int32_t n_threads, int32_t n_threads_batch, const std::string & type_k,
     const std::string & type_v, const std::string & flash_attn, bool offload_kqv, bool rewards) {
     context_options options;
-    options.n_ctx           = n_ctx;
-    options.n_batch         = n_batch;
-    options.n_ubatch        = n_ubatch;
-    options.n_seq_max       = n_seq_max;
-    options.n_outputs_max   = n_outputs_max;
-    options.n_threads       = n_threads;
-    options.n_threads_batch = n_threads_batch;
-    options.type_k          = to_cache_type(type_k);
-    options.type_v          = to_cache_type(type_v);
-    options.flash_attn      = to_flash_attn(flash_attn);
-    options.offload_kqv     = offload_kqv;
-    options.rewards         = rewards;
-    options.interrupted     = [] {
-        const gil_acquire gil;
-        return PyErr_CheckSignals() != 0;
-    };
+    options.n_ctx                 = n_ctx;
+    options.n_batch               = n_batch;
+    options.n_ubatch              = n_ubatch;
+    options.n_seq_max             = n_seq_max;
+    options.n_outputs_max         = n_outputs_max;
+    options.n_threads             = n_threads;
+    options.n_threads_batch       = n_threads_batch;
+    options.type_k                = to_cache_type(type_k);
+    options.type_v                = to_cache_type(type_v);
+    options.flash_attn            = to_flash_attn(flash_attn);
+    options.offload_kqv           = offload_kqv;
+    options.rewards               = rewards;
+    options.interrupted           = python_interrupts;
     const auto        model_owner = owner.get(); // shared: another thread may close the model meanwhile
     const gil_release release;
     return std::make_unique<py_context>(std::make_shared<context>(model_owner, options));
@@ -89,12 +86,10 @@ void decode(const py_context & self, const int_array & tokens, const int_array &
     const int32_t     n     = checked_length(tokens, { &positions, &sequences, &outputs });
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), outputs.data(), n };
     const auto        ctx   = self.get();
-    try {
+    unless_interrupted([&] {
         const gil_release release;
         ctx->decode(batch, rewards);
-    } catch (const interrupt &) {
-        throw py::error_already_set();
-    }
+    });
 }
 
 float_array matrix(size_t n_rows, size_t n_columns) {
@@ -113,13 +108,10 @@ float_array decode_rewards(
     const token_batch batch = { tokens.data(), positions.data(), sequences.data(), nullptr, n };
     const auto        ctx   = self.get();
 
-    std::vector<float> rewards;
-    try {
+    const auto rewards = unless_interrupted([&] {
         const gil_release release;
-        rewards = ctx->decode_rewards(batch);
-    } catch (const interrupt &) {
-        throw py::error_already_set();
-    }
+        return ctx->decode_rewards(batch);
+    });
     return to_array(rewards, size_t(ctx->owner->n_rewards()));
 }
 
@@ -127,13 +119,10 @@ float_array score(const py_context & self, const int_array & tokens, int32_t seq
     const int32_t n   = checked_length(tokens);
     const auto    ctx = self.get();
 
-    std::vector<float> rewards;
-    try {
+    const auto rewards = unless_interrupted([&] {
         const gil_release release;
-        rewards = ctx->score(tokens.data(), n, sequence, position);
-    } catch (const interrupt &) {
-        throw py::error_already_set();
-    }
+        return ctx->score(tokens.data(), n, sequence, position);
+    });
     return to_array(rewards, size_t(ctx->owner->n_rewards()));
 }
 
@@ -141,13 +130,10 @@ float_array log_probabilities(const py_context & self, const int_array & tokens,
     const int32_t n   = checked_length(tokens);
     const auto    ctx = self.get();
 
-    std::vector<float> result;
-    try {
+    const auto result = unless_interrupted([&] {
         const gil_release release;
-        result = ctx->log_probabilities(tokens.data(), n, sequence, position);
-    } catch (const interrupt &) {
-        throw py::error_already_set();
-    }
+        return ctx->log_probabilities(tokens.data(), n, sequence, position);
+    });
     return float_array(py::ssize_t(result.size()), result.data());
 }
 
@@ -176,7 +162,7 @@ size_t load_state(const py_context & self, const py::bytes & data, int32_t seque
     return bytes.size();
 }
 
-// A view: it dies with the context's memory, so the array holds the context alive.
+// A view, which holds the memory that it reads, and the context with it.
 py::array logits(const py::object & self) {
     const auto & ctx     = self.cast<const py_context &>().get();
     const auto   claimed = ctx->claim();
@@ -186,8 +172,9 @@ py::array logits(const py::object & self) {
     if (n_rows == 0) {
         return matrix(0, size_t(n_vocab));
     }
-    auto * const      keep_alive = new std::shared_ptr<context>(ctx);
-    const py::capsule owner(keep_alive, [](void * p) { delete static_cast<std::shared_ptr<context> *>(p); });
+    using holder                 = std::shared_ptr<const void>;
+    auto * const      keep_alive = new holder(ctx->view());
+    const py::capsule owner(keep_alive, [](void * p) { delete static_cast<holder *>(p); });
 
     py::array result = float_array(std::vector<py::ssize_t> { n_rows, n_vocab }, ctx->logits(), owner);
     py::detail::array_proxy(result.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
@@ -195,7 +182,8 @@ py::array logits(const py::object & self) {
 }
 
 std::pair<float_array, float_array> hidden_states(const py_context & self) {
-    const auto & ctx     = *self.get();
+    const auto   held    = self.get();
+    const auto & ctx     = *held;
     const auto & owner   = *ctx.owner;
     const auto   claimed = ctx.claim();
     if (!owner.inserted || !owner.inserted->spec.hidden_states || (ctx.n_outputs() > 0 && ctx.rows() == nullptr)) {
@@ -218,8 +206,8 @@ std::pair<float_array, float_array> hidden_states(const py_context & self) {
 }
 
 float_array queries(const py_context & self, int32_t head) {
-    const auto & ctx = *self.get();
-    return to_array(ctx.queries(head), size_t(ctx.owner->vocabulary(head).rank()) + 1);
+    const auto ctx = self.get();
+    return to_array(ctx->queries(head), size_t(ctx->owner->vocabulary(head).rank()) + 1);
 }
 
 float_array vocabulary_scores(const py_context & self, int32_t head, int32_t row, const std::optional<int_array> & candidates) {

@@ -167,9 +167,17 @@ void register_quantizer(py::module_ & module) {
         py::arg("importance") = py::dict(), py::arg("metadata") = py::dict(), py::arg("progress") = py::none());
 }
 
+// An assertion of llama.cpp's that fails would start a debugger, from PATH, to print where it stands.
+void keep_debuggers_out() {
+#ifndef _WIN32
+    setenv("GGML_NO_BACKTRACE", "1", /*overwrite=*/0);
+#endif
+}
+
 } // namespace
 
 void register_engine(py::module_ & module) {
+    keep_debuggers_out();
     install_log();
     set_log_callback(std::nullopt);
     llama_backend_init();

@@ -56,7 +56,8 @@ public:
         file = std::make_shared<const gguf_file>(path);
     }
 
-    // Shared, so that a call that runs without the GIL survives a close from another thread.
+    // Shared, and to be held while anything of the file is read: another thread may close it where a call does without
+    // the GIL, and a finalizer wherever an object of Python is made.
     std::shared_ptr<const gguf_file> open() const {
         if (!file) {
             throw otter_error(error_kind::file, cat(path, ": the file is closed"));
@@ -71,16 +72,18 @@ public:
     }
 
     py::list keys() const {
-        py::list out;
-        for (const kv_entry & kv : open()->entries()) {
+        const auto held = open();
+        py::list   out;
+        for (const kv_entry & kv : held->entries()) {
             out.append(decode(kv.key));
         }
         return out;
     }
 
     std::vector<tensor_info> tensors() const {
+        const auto               held = open();
         std::vector<tensor_info> out;
-        for (const tensor_entry & info : open()->tensors()) {
+        for (const tensor_entry & info : held->tensors()) {
             py::tuple shape(info.n_dims);
             for (uint32_t i = 0; i < info.n_dims; ++i) {
                 shape[i] = info.ne[i];
@@ -90,16 +93,16 @@ public:
         return out;
     }
 
-    const kv_entry & entry(const std::string & key) const {
-        const kv_entry * kv = open()->find(key);
+    static const kv_entry & entry(const gguf_file & held, const std::string & key) {
+        const kv_entry * kv = held.find(key);
         if (kv == nullptr) {
             throw py::key_error(key);
         }
         return *kv;
     }
 
-    const tensor_entry & tensor(const std::string & name) const {
-        const tensor_entry * info = open()->find_tensor(name);
+    static const tensor_entry & tensor(const gguf_file & held, const std::string & name) {
+        const tensor_entry * info = held.find_tensor(name);
         if (info == nullptr) {
             throw py::key_error(name);
         }
@@ -109,26 +112,29 @@ public:
     py::object value(const std::string & key) const;
 
     uint64_t array_length(const std::string & key) const {
-        const kv_entry & kv = entry(key);
+        const auto       held = open();
+        const kv_entry & kv   = entry(*held, key);
         if (!kv.is_array) {
-            open()->fail_key(key, cat("has type ", kv.type_name(), ", expected an array"));
+            held->fail_key(key, cat("has type ", kv.type_name(), ", expected an array"));
         }
         return kv.count;
     }
 
     py::memoryview raw_value(const std::string & key) const {
-        const kv_entry & kv = entry(key);
-        return view(kv.value_offset, kv.end - kv.value_offset);
+        const auto       held = open();
+        const kv_entry & kv   = entry(*held, key);
+        return view(held, kv.value_offset, kv.end - kv.value_offset);
     }
 
     py::memoryview tensor_data(const std::string & name) const {
-        const tensor_entry & info = tensor(name);
-        return view(info.offset, info.n_bytes);
+        const auto           held = open();
+        const tensor_entry & info = tensor(*held, name);
+        return view(held, info.offset, info.n_bytes);
     }
 
     int64_t non_finite(const std::string & name) const {
         const auto           held = open();
-        const tensor_entry & info = tensor(name);
+        const tensor_entry & info = tensor(*held, name);
         const gil_release    unlocked;
         return first_non_finite(info.type, held->bytes(info.offset), info.n_bytes);
     }
@@ -137,8 +143,7 @@ private:
     std::string                      path;
     std::shared_ptr<const gguf_file> file;
 
-    py::memoryview view(uint64_t offset, uint64_t n_bytes) const {
-        const auto held = open();
+    static py::memoryview view(const std::shared_ptr<const gguf_file> & held, uint64_t offset, uint64_t n_bytes) {
         return py::memoryview(py::cast(file_bytes { held->mapped(), held->bytes(offset), n_bytes }));
     }
 };
@@ -169,7 +174,7 @@ py::object texts(const gguf_file & file, const kv_entry & kv) {
 
 py::object py_gguf_file::value(const std::string & key) const {
     const auto       held = open();
-    const kv_entry & kv   = entry(key);
+    const kv_entry & kv   = entry(*held, key);
     switch (kv.type) {
         case GGUF_TYPE_UINT8:   return numbers<uint8_t>(*held, kv);
         case GGUF_TYPE_INT8:    return numbers<int8_t>(*held, kv);
@@ -195,8 +200,8 @@ std::vector<uint64_t> shape_of(const py::sequence & shape) {
         const uint64_t   n      = PyLong_AsUnsignedLongLong(number.ptr());
         if (n == UINT64_MAX && PyErr_Occurred() != nullptr) {
             PyErr_Clear();
-            throw otter_error(
-                error_kind::file, cat("tensor with a dimension of ", std::string(py::str(number)), ", expected 1 to 2^63"));
+            throw otter_error(error_kind::file,
+                cat("tensor with a dimension of ", std::string(py::str(py::handle(number))), ", expected 1 to 2^63"));
         }
         out.push_back(n);
     }
@@ -255,7 +260,11 @@ void register_file(py::module_ & m) {
         .def_property_readonly("keys", &py_gguf_file::keys)
         .def_property_readonly("tensors", &py_gguf_file::tensors)
         .def(
-            "key_type", [](const py_gguf_file & self, const std::string & key) { return self.entry(key).type_name(); },
+            "key_type",
+            [](const py_gguf_file & self, const std::string & key) {
+                const auto held = self.open();
+                return py_gguf_file::entry(*held, key).type_name();
+            },
             py::arg("key"))
         .def("value", &py_gguf_file::value, py::arg("key"))
         .def("raw_value", &py_gguf_file::raw_value, py::arg("key"))

@@ -162,8 +162,10 @@ void register_model(py::module_ & module) {
             [](const py_model & self, const py::bytes & text, bool add_special, bool parse_special) {
                 const std::string copy  = text;
                 const auto        owner = self.get(); // shared: another thread may close the model meanwhile
-                const gil_release release;
-                return owner->tokenize(copy, add_special, parse_special);
+                return unless_interrupted([&] {
+                    const gil_release release;
+                    return owner->tokenize(copy, add_special, parse_special, python_interrupts);
+                });
             },
             py::arg("text"), py::arg("add_special") = true, py::arg("parse_special") = false)
         .def(

@@ -39,12 +39,15 @@ std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperatu
     options.presence_penalty  = presence_penalty;
     options.seed              = to_seed(seed);
     options.grammar           = grammar;
+    options.interrupted       = python_interrupts;
     for (const auto & [token, bias] : logit_bias) {
         options.logit_bias.push_back({ token, bias });
     }
-    const auto        model_owner = owner.get(); // shared: another thread may close the model meanwhile
-    const gil_release release;
-    return std::make_unique<py_sampler>(std::make_shared<sampler>(model_owner, options));
+    const auto model_owner = owner.get(); // shared: another thread may close the model meanwhile
+    return unless_interrupted([&] {
+        const gil_release release;
+        return std::make_unique<py_sampler>(std::make_shared<sampler>(model_owner, options));
+    });
 }
 
 int32_t checked_size(const py::array & values, const char * what) {
@@ -85,10 +88,12 @@ candidate_arrays to_arrays(const std::vector<candidate> & best) {
 }
 
 llama_token sample(const py_sampler & self, const float_array & logits) {
-    const auto        chains = self.get();
-    const float *     row    = checked_row(*chains, logits);
-    const gil_release release;
-    return chains->sample(row);
+    const auto    chains = self.get();
+    const float * row    = checked_row(*chains, logits);
+    return unless_interrupted([&] {
+        const gil_release release;
+        return chains->sample(row);
+    });
 }
 
 candidate_arrays candidates(
@@ -97,12 +102,10 @@ candidate_arrays candidates(
     const float * row    = checked_row(*chains, logits);
     const float * extra  = checked_bonus(bonus, int32_t(logits.size()));
 
-    std::vector<candidate> best;
-    {
+    return to_arrays(unless_interrupted([&] {
         const gil_release release;
-        best = chains->candidates(row, extra, k);
-    }
-    return to_arrays(best);
+        return chains->candidates(row, extra, k);
+    }));
 }
 
 int32_t choose(const py_sampler & self, const int_array & tokens, const float_array & scores) {
@@ -148,7 +151,14 @@ void define_sampler(py::module_ & module) {
         .def("candidates", &candidates, py::arg("logits"), py::arg("k"), py::arg("bonus") = py::none())
         .def("choose", &choose, py::arg("tokens"), py::arg("scores"))
         .def(
-            "accept", [](const py_sampler & self, llama_token token, bool prompt) { self.get()->accept(token, prompt); },
+            "accept",
+            [](const py_sampler & self, llama_token token, bool prompt) {
+                const auto chains = self.get();
+                unless_interrupted([&] {
+                    const gil_release release;
+                    chains->accept(token, prompt);
+                });
+            },
             py::arg("token"), py::kw_only(), py::arg("prompt") = false)
         .def("save", [](const py_sampler & self) { return self.get()->save(); })
         .def(
@@ -160,7 +170,7 @@ void define_sampler(py::module_ & module) {
                 return std::make_unique<py_sampler>(self.get()->clone(to_seed(seed)));
             },
             py::arg("seed"))
-        .def("reset", [](const py_sampler & self) { self.get()->reset(); });
+        .def("reset", [](const py_sampler & self) { unless_interrupted([&] { self.get()->reset(); }); });
 }
 
 } // namespace
@@ -170,7 +180,15 @@ void register_sampler(py::module_ & module) {
     module.def("log_sum_exp", &of_row<log_sum_exp>, py::arg("logits"));
     module.def("entropy", &of_row<entropy>, py::arg("logits"));
     module.def("top_k", &top_k, py::arg("logits"), py::arg("k"), py::arg("bonus") = py::none());
-    module.def("json_schema_to_grammar", &json_schema_to_grammar, py::arg("schema"));
+    module.def(
+        "json_schema_to_grammar",
+        [](const std::string & schema) {
+            return unless_interrupted([&] {
+                const gil_release release;
+                return json_schema_to_grammar(schema, python_interrupts);
+            });
+        },
+        py::arg("schema"));
 }
 
 } // namespace otter

@@ -28,13 +28,30 @@ value_type by_name(const char * what, const std::string & name, const std::pair<
     throw config_error(std::string(what) + " '" + name + "', expected one of " + known);
 }
 
+// Asks Python for a pending signal, Ctrl-C above all; what its handler raises waits for `unless_interrupted`.
+inline bool python_interrupts() {
+    const gil_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+// The result of a call, or what the handler of a signal raised in the middle of it. Holds the GIL at both ends.
+template <class function>
+auto unless_interrupted(const function & call) {
+    try {
+        return call();
+    } catch (const interrupt &) {
+        throw pybind11::error_already_set();
+    }
+}
+
 // A Python object whose native part can be closed before the object dies.
 template <class native>
 class closable {
 public:
     explicit closable(std::shared_ptr<native> what) : object(std::move(what)) {}
 
-    const std::shared_ptr<native> & get() const {
+    // Shared: in the middle of a call a finalizer of Python may close the object, or another thread.
+    std::shared_ptr<native> get() const {
         if (!object) {
             throw engine_error("this object has been closed");
         }

@@ -1,11 +1,17 @@
 #include "bridge/grammar.h"
 
 #include "engine/fail.h"
+#include "gguf/token_length.h"
 
 #include "llama-grammar.h"
+#include "llama-vocab.h"
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <utility>
 #include <vector>
 
 namespace otter {
@@ -191,7 +197,20 @@ private:
 
 } // namespace
 
-void check_grammar(const llama_vocab * vocab, const std::string & text) {
+// A vocabulary may spell a token longer than its file does: what is no byte of a byte-level tokenizer is described.
+static void check_tokens(const llama_vocab * vocab) {
+    for (llama_token token = 0; token < llama_token(vocab->n_tokens()); ++token) {
+        const size_t n_bytes = vocab->token_to_piece(token).size();
+        if (n_bytes > max_token_characters && n_characters(vocab->token_to_piece(token)) > max_token_characters) {
+            throw config_error("a grammar needs tokens of at most " + std::to_string(max_token_characters) +
+                " characters, token " + std::to_string(token) + " of this vocabulary has " + std::to_string(n_bytes) +
+                " bytes");
+        }
+    }
+}
+
+static void check_grammar(const llama_vocab * vocab, const std::string & text) {
+    check_tokens(vocab);
     check_shape(text);
     llama_grammar_parser parser(vocab);
     try {
@@ -202,6 +221,50 @@ void check_grammar(const llama_vocab * vocab, const std::string & text) {
         throw refuse(one_line(error.what()));
     }
     rule_check(parser).run();
+}
+
+grammar::grammar(const llama_vocab * vocab, const std::string & text) {
+    check_grammar(vocab, text);
+    state.reset(llama_grammar_init_impl(vocab, text.c_str(), "root", false, nullptr, 0, nullptr, 0));
+    if (!state) {
+        throw refuse("llama.cpp refuses it");
+    }
+}
+
+// Stacks point into the rules. llama.cpp's own copy compares each of their elements with each of the rules'.
+grammar::grammar(const grammar & other) : state(new llama_grammar(*other.state)) {
+    using element = const llama_grammar_element *;
+
+    std::map<element, element, std::less<>> copies; // where a rule begins there and here
+    for (size_t rule = 0; rule < state->rules.size(); ++rule) {
+        copies[other.state->rules[rule].data()] = state->rules[rule].data();
+    }
+    for (auto & stack : state->stacks) {
+        for (element & position : stack) {
+            const auto & [theirs, ours] = *std::prev(copies.upper_bound(position));
+            position                    = ours + (position - theirs);
+        }
+    }
+}
+
+grammar::~grammar() = default;
+
+void grammar::apply(llama_token_data_array * tokens) const {
+    llama_grammar_apply_impl(*state, tokens);
+}
+
+void grammar::accept(llama_token token) {
+    llama_grammar_accept_impl(*state, token);
+}
+
+// Where no text is read in two ways, each stack ends at another place of the rules.
+bool grammar::has_too_many_ways() const {
+    constexpr size_t few      = 4096;
+    size_t           n_places = 0;
+    for (const auto & rule : state->rules) {
+        n_places += rule.size();
+    }
+    return state->stacks.size() > std::max(few, n_places);
 }
 
 } // namespace otter

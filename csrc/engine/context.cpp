@@ -5,6 +5,7 @@
 #include "saved_state.h"
 
 #include "bridge/memory.h"
+#include "bridge/outputs.h"
 
 #include <algorithm>
 #include <limits>
@@ -76,6 +77,7 @@ const context_options & checked(const context_options & options) {
 }
 
 llama_context * create(const model & owner, const context_options & options) {
+    check_cache_types(owner.get(), options.type_k, options.type_v);
     take_log_errors();
     std::string reason;
     try {
@@ -242,6 +244,11 @@ void context::run(const token_batch & batch, reward_mode mode) {
     if (owner->inserted) {
         set_reward_mode(get(), mode);
     }
+    if (const auto views = viewed.lock()) {
+        if (auto memory = take_outputs(get(), n_last_outputs, mode)) {
+            views->outlived.push_back(std::move(memory));
+        }
+    }
     take_log_errors();
     was_interrupted = false;
 
@@ -378,6 +385,15 @@ void context::check_rows() const {
 
 const float * context::logits() const {
     return n_last_outputs > 0 ? llama_get_logits(get()) : nullptr;
+}
+
+std::shared_ptr<const void> context::view() {
+    auto memory = viewed.lock();
+    if (memory == nullptr) {
+        memory = std::make_shared<viewed_memory>(viewed_memory { shared_from_this(), {} });
+        viewed = memory;
+    }
+    return memory;
 }
 
 const float * context::logits_row(int32_t row) const {

@@ -5,6 +5,7 @@
 #include "exclusive.h"
 #include "logits.h"
 #include "model.h"
+#include "watch.h"
 
 #include <atomic>
 #include <functional>
@@ -29,8 +30,8 @@ struct context_options {
 
     llama_flash_attn_type flash_attn = LLAMA_FLASH_ATTN_TYPE_AUTO;
 
-    // Asked now and then during a computation, from the thread that called decode; true = stop.
-    std::function<bool()> interrupted;
+    // Asked now and then during a computation, from the thread that called decode.
+    stop_function interrupted;
 };
 
 // One token a row: token, position, sequence, output wanted?
@@ -42,10 +43,7 @@ struct token_batch {
     int32_t         n_tokens;
 };
 
-// Thrown by decode after `interrupted` answered true; the cache is as it was before the call.
-struct interrupt {};
-
-class context {
+class context : public std::enable_shared_from_this<context> {
 public:
     context(std::shared_ptr<const model> owner, const context_options & options);
 
@@ -56,7 +54,8 @@ public:
     // takes it by itself.
     exclusive claim() const { return { busy, "context" }; }
 
-    // Logits and rewards of the tokens marked as outputs are kept until the next call.
+    // Logits and rewards of the tokens marked as outputs are kept until the next call. A decode that is interrupted
+    // leaves the cache as it was.
     void decode(const token_batch & batch, bool rewards);
 
     // Rewards of a batch of at most n_ubatch tokens, [n_tokens, n_rewards], without the output projection: no logits.
@@ -96,6 +95,10 @@ public:
     std::vector<uint8_t> save_sequence(int32_t sequence);
     void                 load_sequence(const uint8_t * data, size_t size, int32_t sequence);
 
+    // What a view of logits() holds: the memory that it reads. A decode may write new logits there; one that needs more
+    // room leaves the old ones, and takes other memory. Not to be called without a claim.
+    std::shared_ptr<const void> view();
+
     // Highest logits of a row, best first; equal logits: lower token first.
     std::vector<candidate> top_k(int32_t row, int32_t k) const;
 
@@ -116,7 +119,7 @@ private:
     std::vector<int32_t> family;
     int32_t              n_families;
 
-    std::function<bool()> interrupted;
+    stop_function interrupted;
 
     bool     was_interrupted = false;
     unsigned n_abort_polls   = 0;
@@ -126,6 +129,13 @@ private:
     const bool                                            shiftable;
 
     mutable std::atomic<bool> busy { false };
+
+    // Of all views that live at a time.
+    struct viewed_memory {
+        std::shared_ptr<const context>     owner;
+        std::vector<std::shared_ptr<void>> outlived;
+    };
+    std::weak_ptr<viewed_memory> viewed;
 
     int32_t       n_last_outputs = 0;
     const float * last_rows      = nullptr;

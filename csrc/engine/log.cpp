@@ -11,16 +11,25 @@ namespace {
 
 constexpr size_t max_kept_lines = 8; // the last words before a failure; more would not fit one message
 
-struct log_state {
-    std::mutex              mutex;
-    std::string             line;   // text of a line that has not ended yet
+// Of each thread: what another one logs neither ends its lines nor explains its failures.
+struct thread_log {
+    std::string             line; // text of a line that has not ended yet
     ggml_log_level          level = GGML_LOG_LEVEL_INFO;
     std::deque<std::string> errors;
-    log_listener            listener;
 };
 
-log_state & state() {
-    static log_state instance;
+thread_log & own_log() {
+    thread_local thread_log instance;
+    return instance;
+}
+
+struct shared_listener {
+    std::mutex   mutex;
+    log_listener listener;
+};
+
+shared_listener & shared() {
+    static shared_listener instance;
     return instance;
 }
 
@@ -34,9 +43,9 @@ const char * level_name(ggml_log_level level) {
 }
 
 // A finished line: remember it where it may explain a failure.
-void end_line(log_state & log) {
+void remember(thread_log & log, const std::string & line) {
     if (log.level == GGML_LOG_LEVEL_ERROR) {
-        log.errors.push_back(log.line);
+        log.errors.push_back(line);
         if (log.errors.size() > max_kept_lines) {
             log.errors.pop_front();
         }
@@ -44,28 +53,26 @@ void end_line(log_state & log) {
 }
 
 void on_log(ggml_log_level level, const char * text, void *) {
-    log_state & log = state();
+    thread_log & log = own_log();
+    if (level != GGML_LOG_LEVEL_CONT) {
+        log.level = level;
+    }
+    log.line += text;
+    if (log.line.empty() || log.line.back() != '\n') {
+        return;
+    }
+    std::string line;
+    line.swap(log.line);
+    line.pop_back();
+    remember(log, line);
 
-    std::string    line;
-    ggml_log_level line_level;
-    log_listener   listener;
+    log_listener listener;
     {
-        const std::lock_guard<std::mutex> lock(log.mutex);
-        if (level != GGML_LOG_LEVEL_CONT) {
-            log.level = level;
-        }
-        log.line += text;
-        if (log.line.empty() || log.line.back() != '\n') {
-            return;
-        }
-        log.line.pop_back();
-        end_line(log);
-        line.swap(log.line);
-        line_level = log.level;
-        listener   = log.listener;
+        const std::lock_guard<std::mutex> lock(shared().mutex);
+        listener = shared().listener;
     }
     if (listener) { // outside the lock: the listener may wait for Python's
-        listener(level_name(line_level), line);
+        listener(level_name(log.level), line);
     }
 }
 
@@ -77,19 +84,17 @@ void install_log() {
 
 // The former listener dies behind the lock: that may wait for Python's.
 void set_log_listener(log_listener listener) {
-    const std::lock_guard<std::mutex> lock(state().mutex);
-    std::swap(state().listener, listener);
+    const std::lock_guard<std::mutex> lock(shared().mutex);
+    std::swap(shared().listener, listener);
 }
 
 std::string take_log_errors() {
-    log_state &                       log = state();
-    const std::lock_guard<std::mutex> lock(log.mutex);
-
+    auto &      errors = own_log().errors;
     std::string joined;
-    for (const auto & error : log.errors) {
+    for (const auto & error : errors) {
         joined += (joined.empty() ? "" : "; ") + error;
     }
-    log.errors.clear();
+    errors.clear();
     return joined;
 }
 

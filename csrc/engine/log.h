@@ -15,7 +15,7 @@ void install_log();
 // It is copied under the log's lock, in whatever thread logs: a copy must wait for nothing.
 void set_log_listener(log_listener listener);
 
-// Warnings and errors since the last call, joined by "; ".
+// Errors that this thread has met since its last call, joined by "; ".
 std::string take_log_errors();
 
 } // namespace otter

@@ -3,6 +3,7 @@
 #include "fail.h"
 #include "log.h"
 
+#include "bridge/tokenizer.h"
 #include "gguf/mapped_file.h"
 
 #include <stdexcept>
@@ -83,6 +84,12 @@ std::vector<element> fill_buffer(size_t guess, const fill_function & fill) {
     return buffer;
 }
 
+constexpr size_t stack_at_hand = size_t(128) << 10; // of any thread: the smallest that systems make have 512 kB
+
+// Processor time for a text: seven times what the slowest tokenizer takes for prose.
+constexpr double max_seconds        = 2.0;
+constexpr double max_seconds_a_byte = 4e-6;
+
 } // namespace
 
 model::model(const std::string & path, const model_options & options, std::optional<insertion> inserted_part) :
@@ -113,17 +120,35 @@ int32_t model::n_layer() const {
     return inserted ? base_n_layer(get(), inserted->spec) : llama_model_n_layer(get());
 }
 
-std::vector<llama_token> model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+std::vector<llama_token> model::tokenize(
+    const std::string & text, bool add_special, bool parse_special, const stop_function & stop) const {
     if (text.size() > size_t(INT32_MAX)) {
         throw config_error("text of " + std::to_string(text.size()) + " bytes is too long to tokenize");
     }
-    try {
-        return fill_buffer<llama_token>(text.size() + 2, [&](llama_token * tokens, int32_t n) {
+    std::vector<llama_token> result;
+    const double             most = max_seconds + max_seconds_a_byte * double(text.size());
+    const auto               work = [&](const stop_function & asked) {
+        const allocation_watch watch(asked, most);
+        result = fill_buffer<llama_token>(text.size() + 2, [&](llama_token * tokens, int32_t n) {
             return llama_tokenize(vocab(), text.data(), int32_t(text.size()), tokens, n, add_special, parse_special);
         });
+    };
+    try {
+        const size_t n_stack = stack_to_cut(vocab(), text);
+        if (n_stack > stack_at_hand) {
+            run_on_stack(n_stack, work, stop);
+        } else {
+            work(stop);
+        }
     } catch (const std::out_of_range &) { // a vocabulary without the byte tokens that this text needs
         throw engine_error("the vocabulary cannot spell this text: a byte token is missing");
+    } catch (const std::invalid_argument &) { // a number that UTF-8 could hold, and Unicode does not
+        throw config_error("the text is not UTF-8: it holds a character above U+10FFFF");
+    } catch (const out_of_time &) {
+        throw config_error("a text of " + std::to_string(text.size()) + " bytes takes this model's tokenizer more than " +
+            std::to_string(int(most)) + " seconds");
     }
+    return result;
 }
 
 void model::check_token(llama_token token) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "heads.h"
+#include "watch.h"
 
 #include "gguf/live.h"
 
@@ -49,10 +50,12 @@ public:
     int32_t n_rewards() const { return inserted ? inserted->spec.n_rewards() : 0; }
     int32_t row_size() const { return inserted ? inserted->spec.row_size(llama_model_n_embd(get())) : 0; }
 
-    std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special) const;
-    std::string              detokenize(const std::vector<llama_token> & tokens, bool special) const;
-    std::string              token_text(llama_token token, bool special) const;
-    std::string              description() const;
+    // ConfigError on a text that is not Unicode, that this tokenizer has no stack for, or that takes it too long.
+    std::vector<llama_token> tokenize(
+        const std::string & text, bool add_special, bool parse_special, const stop_function & stop = {}) const;
+    std::string detokenize(const std::vector<llama_token> & tokens, bool special) const;
+    std::string token_text(llama_token token, bool special) const;
+    std::string description() const;
 
     // ConfigError if the token is not in the vocabulary
     void check_token(llama_token token) const;

@@ -3,8 +3,6 @@
 #include "exclusive.h"
 #include "fail.h"
 
-#include "bridge/grammar.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -15,6 +13,10 @@ namespace {
 
 constexpr float   minus_inf  = -std::numeric_limits<float>::infinity();
 constexpr int32_t max_last_n = 1 << 24; // llama.cpp takes the memory at once
+
+// Processor time for one token. A grammar that can read a text in many ways costs exponential time; one that reads it in
+// one way some milliseconds for a whole vocabulary, and with 20,000 enumerated texts a second.
+constexpr double grammar_seconds = 5.0;
 
 void check_numbers(const sampler_options & options) {
     const auto refuse = [](const char * name, float value, const char * expected) {
@@ -35,8 +37,11 @@ void check_numbers(const sampler_options & options) {
     if (!(options.repeat_penalty > 0.0f) || !std::isfinite(options.repeat_penalty)) {
         refuse("repeat_penalty", options.repeat_penalty, "a finite number above 0");
     }
-    if (!std::isfinite(options.frequency_penalty) || !std::isfinite(options.presence_penalty)) {
-        refuse("frequency_penalty or presence_penalty", options.frequency_penalty, "finite numbers");
+    if (!std::isfinite(options.frequency_penalty)) {
+        refuse("frequency_penalty", options.frequency_penalty, "a finite number");
+    }
+    if (!std::isfinite(options.presence_penalty)) {
+        refuse("presence_penalty", options.presence_penalty, "a finite number");
     }
     if (options.repeat_last_n < -1 || options.repeat_last_n > max_last_n) {
         refuse("repeat_last_n", float(options.repeat_last_n), "-1 to 2^24");
@@ -68,16 +73,37 @@ llama_sampler_ptr build_penalties(const model & owner, const sampler_options & o
         options.frequency_penalty, options.presence_penalty));
 }
 
-llama_sampler_ptr build_grammar(const model & owner, const sampler_options & options) {
+otter_error ambiguous() {
+    return config_error(
+        "the grammar reads a text in too many ways: make it say each thing in one way, for example "
+        "`s ::= [a-z]+` in the place of `s ::= [a-z] s s | [a-z] s | [a-z]`");
+}
+
+// Let a grammar work, for one token.
+template <class function>
+void bounded(const sampler_options & options, const function & work) {
+    try {
+        const allocation_watch watch(options.interrupted, grammar_seconds);
+        work();
+    } catch (const out_of_time &) {
+        throw ambiguous();
+    }
+}
+
+void check_ways(const grammar & grammar) {
+    if (grammar.has_too_many_ways()) {
+        throw ambiguous();
+    }
+}
+
+std::unique_ptr<grammar> build_grammar(const model & owner, const sampler_options & options) {
     if (options.grammar.empty()) {
         return nullptr;
     }
-    check_grammar(owner.vocab(), options.grammar);
-    llama_sampler_ptr grammar(llama_sampler_init_grammar(owner.vocab(), options.grammar.c_str(), "root"));
-    if (!grammar) {
-        throw config_error("llama.cpp refuses the grammar");
-    }
-    return grammar;
+    std::unique_ptr<grammar> built;
+    bounded(options, [&] { built = std::make_unique<grammar>(owner.vocab(), options.grammar); });
+    check_ways(*built);
+    return built;
 }
 
 // The order of llama.cpp's own default chain.
@@ -110,10 +136,11 @@ otter_error no_token_left() {
 } // namespace
 
 sampler_history sampler_history::clone() const {
-    const auto copy = [](const llama_sampler_ptr & sampler) {
-        return llama_sampler_ptr(sampler ? llama_sampler_clone(sampler.get()) : nullptr);
+    return {
+        llama_sampler_ptr(penalties ? llama_sampler_clone(penalties.get()) : nullptr),
+        grammar ? std::make_unique<otter::grammar>(*grammar) : nullptr,
+        seen,
     };
-    return { copy(penalties), copy(grammar), seen };
 }
 
 sampler::sampler(std::shared_ptr<const model> model_owner, const sampler_options & given) :
@@ -170,7 +197,7 @@ void sampler::keep_allowed(std::vector<candidate> & tokens) {
         array.push_back({ token, 0.0f, 0.0f });
     }
     llama_token_data_array marked = { array.data(), array.size(), -1, false };
-    llama_sampler_apply(history.grammar.get(), &marked);
+    bounded(*options, [&] { history.grammar->apply(&marked); });
 
     size_t n_kept = 0;
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -286,19 +313,27 @@ void sampler::accept(llama_token token, bool prompt) {
     remember(token, prompt);
 }
 
+// The grammar first: it may refuse.
 void sampler::remember(llama_token token, bool prompt) {
+    if (history.grammar && !prompt) {
+        accept_in_grammar(token);
+    }
     if (history.penalties) {
         history.seen.insert(token);
         llama_sampler_accept(history.penalties.get(), token);
     }
-    if (history.grammar && !prompt) {
-        try {
-            llama_sampler_accept(history.grammar.get(), token);
-        } catch (const std::exception & error) { // its stacks are gone, and it would abort when asked again
-            llama_sampler_reset(history.grammar.get());
-            throw engine_error(std::string("llama.cpp's grammar fails on a token that it allowed: ") + error.what());
-        }
+}
+
+void sampler::accept_in_grammar(llama_token token) {
+    try {
+        bounded(*options, [&] { history.grammar->accept(token); });
+    } catch (const otter_error &) {
+        throw;
+    } catch (const std::exception & error) { // its stacks are gone, and it would abort when asked again
+        history.grammar = build_grammar(*owner, *options);
+        throw engine_error(std::string("llama.cpp's grammar fails on a token that it allowed: ") + error.what());
     }
+    check_ways(*history.grammar);
 }
 
 sampler_state sampler::save() const {
@@ -319,9 +354,7 @@ void sampler::reset() {
     if (history.penalties) {
         llama_sampler_reset(history.penalties.get());
     }
-    if (history.grammar) {
-        llama_sampler_reset(history.grammar.get());
-    }
+    history.grammar = build_grammar(*owner, *options);
     history.seen.clear();
     llama_sampler_reset(choice.get());
 }

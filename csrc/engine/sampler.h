@@ -4,6 +4,9 @@
 
 #include "logits.h"
 #include "model.h"
+#include "watch.h"
+
+#include "bridge/grammar.h"
 
 #include <atomic>
 #include <memory>
@@ -26,6 +29,8 @@ struct sampler_options {
 
     std::vector<llama_logit_bias> logit_bias;
     std::string                   grammar; // llama.cpp's GBNF; empty = none
+
+    stop_function interrupted; // asked while the grammar works; then what it was doing is left undone
 };
 
 struct free_sampler {
@@ -36,9 +41,9 @@ using llama_sampler_ptr = std::unique_ptr<llama_sampler, free_sampler>;
 
 // What the samplers remember of a text. Null: there is no such sampler.
 struct sampler_history {
-    llama_sampler_ptr     penalties;
-    llama_sampler_ptr     grammar;
-    std::set<llama_token> seen; // since the beginning; no other token's logit is changed by penalties
+    llama_sampler_ptr               penalties;
+    std::unique_ptr<otter::grammar> grammar;
+    std::set<llama_token>           seen; // since the beginning; no other token's logit is changed by penalties
 
     sampler_history clone() const;
 };
@@ -106,6 +111,7 @@ private:
 
     void keep_allowed(std::vector<candidate> & tokens);
     void remember(llama_token token, bool prompt);
+    void accept_in_grammar(llama_token token);
 };
 
 } // namespace otter

@@ -2,6 +2,7 @@
 // missing BOS and on tokenizers without text only when the first string is tokenized (src/llama-vocab.cpp).
 
 #include "gguf/check_base.h"
+#include "gguf/token_length.h"
 
 #include <algorithm>
 #include <cctype>
@@ -59,7 +60,7 @@ constexpr std::string_view pre_tokenizers[] = {
     "minerva-7b", "minicpm5", "minimax-m2", "modern-bert", "mpt", "olmo", "phi-2", "pixtral", "poro-chat", "qwen2",
     "qwen35", "refact", "roberta-bpe", "sarvam-moe", "seed-coder", "smaug-bpe", "smollm", "solar-open", "spark2_5",
     "stablelm2", "starcoder", "superbpe", "talkie", "tekken", "tiny_aya", "trillion", "ufakzeka", "viking",
-    "whitespace", "youtu",
+    "youtu",
     // clang-format on
 };
 
@@ -140,6 +141,9 @@ private:
         if (model == "gemma4") {
             pre = "gemma4"; // whatever the file says
         }
+        if (model == "gpt2" && pre == "whitespace") { // an embedding model's: llama.cpp aborts on two spaces
+            file.unsupported(cat("key 'tokenizer.ggml.pre' is ", quoted(pre), ", no language model's"));
+        }
         if (model == "gpt2" && !pre.empty() && !contains(pre_tokenizers, pre)) {
             file.unsupported(cat("key 'tokenizer.ggml.pre' is ", quoted(pre), ", unknown to this llama.cpp"));
         }
@@ -155,6 +159,7 @@ private:
         texts = file.strings(*kv);
         by_text.reserve(texts.size());
         for (uint32_t id = 0; id < texts.size(); ++id) {
+            check_length(id);
             std::string_view text = texts[id].substr(0, texts[id].find('\0'));
             if (text.empty()) {
                 text = empty_names.emplace_back(cat("[EMPTY_", id, "]"));
@@ -167,6 +172,17 @@ private:
                 file.fail_key(tokens_key,
                     cat("holds ", quoted(by_text[i].text), " twice, as tokens ", by_text[i - 1].id, " and ", by_text[i].id));
             }
+        }
+    }
+
+    void check_length(uint32_t id) const {
+        if (texts[id].size() <= max_token_characters) { // all but a few
+            return;
+        }
+        const size_t n = n_characters(texts[id]);
+        if (n > max_token_characters) {
+            file.fail_key(
+                tokens_key, cat("holds token ", id, " of ", n, " characters, expected at most ", max_token_characters));
         }
     }
 

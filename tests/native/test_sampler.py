@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import _native
-from otter_gguf.errors import ConfigError, EngineError
+from otter_gguf.errors import ConfigError
 from tests.gguf.toy_files import write_base
 from tests.native.helpers import Float32, Int32, feed, open_base, random_tokens
 from tests.refusals import refused
@@ -302,22 +301,3 @@ def test_no_token_left(options: dict[str, Any]) -> None:
 def test_wrong_settings_are_refused(options: dict[str, Any], names: tuple[object, ...]) -> None:
     with refused(ConfigError, *names):
         make(**options)
-
-
-def test_one_sampler_from_two_threads_is_a_typed_error() -> None:
-    sampler = make(top_k=V, grammar='root ::= [^\\x00]+ "never"')  # slow enough to be met
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            for logits in rows(200):
-                sampler.candidates(logits, V)
-        except EngineError as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert any("sampler" in str(error) and "thread" in str(error) for error in errors)

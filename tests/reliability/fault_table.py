@@ -139,6 +139,29 @@ GUIDANCE = (
 
 GENERATION = (
     Fault(
+        "Shift: the cells' place is crossed out after they have moved",
+        "otter_gguf/generation/lanes.py",
+        "        lane.n_exact = n_keep\n        count = (len(lane.tokens) - n_keep) // 2\n"
+        "        first, *siblings = lane.sequences\n",
+        "        count = (len(lane.tokens) - n_keep) // 2\n        first, *siblings = lane.sequences\n"
+        "        self.context.sequence_remove(first, n_keep, n_keep + 1)\n        lane.n_exact = n_keep\n",
+        ("tests/test_interrupts.py",),
+    ),
+    Fault(
+        "Claims: what guides a call is left to others",
+        "otter_gguf/generation/call.py",
+        "for model in (self.llm, *others)",
+        "for model in (self.llm,)",
+        ("tests/test_claims.py",),
+    ),
+    Fault(
+        "Isolation: the answer to any question is taken",
+        "otter_gguf/_wire.py",
+        "length > _MAX_LENGTH or found != number",
+        "length > _MAX_LENGTH",
+        ("tests/test_isolation.py",),
+    ),
+    Fault(
         "Score: the first token's reward in the place of the last's",
         "otter_gguf/scoring.py",
         "float(self.rewards[-1, 0])",
@@ -573,6 +596,34 @@ NATIVE = (
         "    if (history.penalties) {\n        history.seen.insert(token);",
         "    if (history.penalties && !prompt) {\n        history.seen.insert(token);",
         ("tests/native/test_sampler.py",),
+    ),
+    Fault(
+        "Cache: the border of a window, one position too lenient",
+        "csrc/bridge/memory.cpp",
+        "llama_pos(ctx->get_model().hparams.n_swa) + 1;",
+        "llama_pos(ctx->get_model().hparams.n_swa) + 2;",
+        ("tests/native/test_window_border.py",),
+    ),
+    Fault(
+        "Cache: only the keys' blocks are looked at",
+        "csrc/bridge/memory.cpp",
+        'check("type_v", type_v, "values", hparams.n_embd_head_v(il));',
+        'check("type_v", type_k, "values", hparams.n_embd_head_v(il));',
+        ("tests/native/test_cache_types.py",),
+    ),
+    Fault(
+        "Outputs: memory that a view reads is taken a row too late",
+        "csrc/bridge/outputs.cpp",
+        "std::max(size_t(n_outputs), size_t(ctx.n_seq_max()))",
+        "std::max(size_t(n_outputs) / 2, size_t(ctx.n_seq_max()))",
+        ("tests/native/test_views.py",),
+    ),
+    Fault(
+        "Texts: the stack of a word without the gaps around it",
+        "csrc/bridge/tokenizer.cpp",
+        "return 3 * n * stack_a_character;",
+        "return n * stack_a_character / 16;",
+        ("tests/native/test_long_texts.py",),
     ),
     Fault(
         "Reader: eight bytes behind the end of the file",
