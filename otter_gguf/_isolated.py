@@ -57,19 +57,19 @@ class Server:
         """Until the other side is gone."""
         while True:
             try:
-                question = read_question(stream)
+                number, question = read_question(stream)
                 value, error = self._answer(question)
                 try:
-                    write_answer(stream, value, error)
+                    write_answer(stream, number, value, error)
                 except TypeError as unsendable:
-                    write_answer(stream, None, unsendable)
+                    write_answer(stream, number, None, unsendable)
             except (BrokenWireError, OSError):
                 return
 
     def interrupted(self, *_: object) -> None:
-        """SIGINT: ends the call under way. Between calls there is nothing to end."""
+        """SIGINT: ends the call under way. Between calls there is nothing to end. It may come again: where Python has
+        nobody to give an exception to, as in a finalizer, the first one was lost."""
         if self._busy:
-            self._busy = False
             raise KeyboardInterrupt
 
     def _answer(self, question: bytes) -> tuple[Any, BaseException | None]:
@@ -86,6 +86,8 @@ class Server:
         verb, dropped, arguments = self._unpickled(question)
         for number in dropped:
             self.iterators.pop(number, None)
+            if number in self.models:  # opened for a caller who was interrupted meanwhile
+                self.models.pop(number).close()
         return getattr(self, f"_do_{verb}")(*arguments)
 
     def _unpickled(self, question: bytes) -> Any:
@@ -124,7 +126,7 @@ class Server:
         try:
             return [next(self.iterators[iterator])]
         except BaseException as error:
-            del self.iterators[iterator]
+            self.iterators.pop(iterator, None)
             if isinstance(error, StopIteration):
                 return []
             raise

@@ -4,8 +4,10 @@ Questions go from the process that is trusted to the one that reads a stranger's
 guidance and callbacks can be part of them. Answers go the other way and are never unpickled: they are JSON with the
 bytes of arrays behind it, and only the types below can come out.
 
-    question   u32 length, pickle
-    answer     u32 length, JSON {"value" or "error", "sizes"}, then the blobs of these sizes
+    question   u32 length, u64 number, pickle
+    answer     u32 length, u64 number of the question, JSON {"value" or "error", "sizes"}, then the blobs of these sizes
+
+An answer to another question than the last one is none.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Writable(Protocol):
     def flush(self) -> None: ...
 
 
-_LENGTH = struct.Struct("<I")
+_FRONT = struct.Struct("<IQ")
 _MAX_LENGTH = 1 << 28
 _MARK = "$"  # the key of a dict that stands for something else
 _ARRAY_TYPES = {"<f4", "<i4"}
@@ -50,34 +52,36 @@ class BrokenWireError(Exception):
     """The other side is gone, or sent what no answer is."""
 
 
-def write_question(stream: Writable, pickled: bytes) -> None:
+def write_question(stream: Writable, number: int, pickled: bytes) -> None:
     """``ValueError`` if it is too long."""
     if len(pickled) >= 1 << 32:
         raise ValueError("more than 4 GiB of arguments")
-    stream.write(_LENGTH.pack(len(pickled)) + pickled)
+    stream.write(_FRONT.pack(len(pickled), number) + pickled)
     stream.flush()
 
 
-def read_question(stream: Readable) -> bytes:
-    """``BrokenWireError`` at the end."""
-    return _read(stream, _LENGTH.unpack(_read(stream, _LENGTH.size))[0])
+def read_question(stream: Readable) -> tuple[int, bytes]:
+    """Its number, and what was pickled. ``BrokenWireError`` at the end."""
+    length, number = _FRONT.unpack(_read(stream, _FRONT.size))
+    return number, _read(stream, length)
 
 
-def write_answer(stream: Writable, value: object = None, error: BaseException | None = None) -> None:
+def write_answer(stream: Writable, number: int, value: object = None, error: BaseException | None = None) -> None:
     """``TypeError`` if the value is of a type that cannot be sent; nothing is written then."""
     blobs: Blobs = []
     content = {"value": encode(value, blobs)} if error is None else {"error": [type(error).__name__, str(error)]}
     text = json.dumps(content | {"sizes": [len(blob) for blob in blobs]}).encode()
-    stream.write(_LENGTH.pack(len(text)) + text)
+    stream.write(_FRONT.pack(len(text), number) + text)
     for blob in blobs:
         stream.write(blob)
     stream.flush()
 
 
-def read_answer(stream: Readable) -> tuple[Any, Exception | None]:
-    """The value, or the error that was raised there. ``BrokenWireError`` unless it is an answer."""
-    (length,) = _LENGTH.unpack(_read(stream, _LENGTH.size))
-    if length > _MAX_LENGTH:
+def read_answer(stream: Readable, number: int) -> tuple[Any, Exception | None]:
+    """The value, or the error that was raised there. ``BrokenWireError`` unless it is the answer to question
+    ``number``."""
+    length, found = _FRONT.unpack(_read(stream, _FRONT.size))
+    if length > _MAX_LENGTH or found != number:
         raise BrokenWireError
     text = _read(stream, length)
     try:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ._waiting import readable
 from .errors import ConfigError, EngineError, FileError
+from .text import utf8
 
 MAX_TEMPLATE = 1 << 18
 MAX_OUTPUT = 1 << 20
@@ -44,6 +44,8 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ConfigError(f"messages[{index}]: expected a dict with 'role' and 'content'")
         if not isinstance(message.get("content"), str):
             raise ConfigError(f"messages[{index}]: 'content' must be a string (no images, tools or parts)")
+        for key in ("role", "content"):
+            utf8(message[key], f"messages[{index}]['{key}']")
 
 
 def json_schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any] | str:
@@ -91,11 +93,11 @@ class ChatTemplate:
 
     def _ask(self, variables: Mapping[str, Any] | None) -> str:
         try:
-            question = json.dumps({"source": self.source, "variables": variables})
+            question = json.dumps({"source": self.source, "variables": variables}, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"messages: expected what JSON can hold: {error}") from None
         try:
-            answer = self._renderer.ask(question.encode())
+            answer = self._renderer.ask(utf8(question, "messages"))
         except _OverTimeError:
             raise FileError(f"{self.path}: the chat template takes more than {MAX_SECONDS:g} seconds") from None
         return self._text(answer)
@@ -111,6 +113,7 @@ class ChatTemplate:
         text = answer.get("text")
         if not isinstance(text, str):
             raise FileError(f"{self.path}: the chat template fails: {answer.get('failed', 'no answer')}")
+        utf8(text, f"{self.path}: the chat template's text", FileError)
         return text
 
 
@@ -119,47 +122,54 @@ class _OverTimeError(Exception):
 
 
 class _Renderer:
-    """The process of one template, started where it is needed."""
+    """Processes of one template, started where they are needed.
+
+    A process that is asked is in nobody's reach; it comes back when it has answered. So an answer that an exception
+    (Ctrl-C, a time limit) came before is never taken for that of another question: its process ends.
+    """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._end: weakref.finalize[Any, _Renderer] | None = None
+        self._idle: list[_Sandbox] = []  # one, or as many as threads have asked at once
 
     def ask(self, question: bytes) -> Mapping[str, Any]:
         """The answer; an empty one of a process that ended otherwise than by its limits."""
-        with self._turn:
-            if self._process is None or self._owner != os.getpid():  # in a copy of this process too
-                self._start()
-            process = self._process
-            assert process is not None
-            try:
-                line = _exchange(process, question + b"\n", _PATIENCE)
-                answer = json.loads(line) if line else {}
-            except ValueError:
-                answer = {}
-            except BaseException:  # Ctrl-C among them: the answer that is to come belongs to nobody
-                self._stop()
-                raise
-            if not answer:
-                self._stop()
-                if process.returncode == -signal.SIGPROF:
-                    raise _OverTimeError
-            return answer if isinstance(answer, dict) else {}
+        sandbox = self._take()
+        try:
+            answer = sandbox.ask(question)
+        except BaseException:
+            sandbox.end()
+            raise
+        if not answer:
+            sandbox.end()
+            if sandbox.process.returncode == -signal.SIGPROF:
+                raise _OverTimeError
+            return {}
+        self._idle.append(sandbox)
+        return answer
 
     def close(self) -> None:
-        """End the process."""
-        with self._turn:
-            self._stop()
+        """End the processes."""
+        while self._idle:
+            self._idle.pop().end()
 
-    def _start(self) -> None:
+    def _take(self) -> _Sandbox:
+        with contextlib.suppress(IndexError):
+            sandbox = self._idle.pop()
+            if sandbox.owner == os.getpid():  # not in a copy of the process that started it
+                return sandbox
+        return _Sandbox()
+
+
+class _Sandbox:
+    """One process that renders; it ends with this object."""
+
+    def __init__(self) -> None:
         script = Path(__file__).with_name("_template.py")
         limits = json.dumps({"seconds": MAX_SECONDS, "memory": MAX_MEMORY, "output": MAX_OUTPUT})
         command = [sys.executable, "-I", str(script), json.dumps(list(map(str, sys.path))), limits]
         # What is preloaded, as a sanitizer is, may need more memory than there is for a template.
         environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -167,20 +177,24 @@ class _Renderer:
             env=environment,
             start_new_session=True,
         )
-        self._owner = os.getpid()
-        self._end = weakref.finalize(self, _end, self._process, self._owner)
+        self.owner = os.getpid()
+        self.end = weakref.finalize(self, _end, self.process, self.owner)
         try:
-            ready = _exchange(self._process, b"", _BEGIN_PATIENCE)
+            ready = _exchange(self.process, b"", _BEGIN_PATIENCE)
         except _OverTimeError:
             ready = b""
         if not ready:
-            self._stop()
+            self.end()
             raise EngineError(f"the process that renders chat templates does not start: {sys.executable} {script}")
 
-    def _stop(self) -> None:
-        if self._end is not None:
-            self._end()
-        self._process = self._end = None
+    def ask(self, question: bytes) -> Mapping[str, Any]:
+        """The answer; an empty one if there is none."""
+        line = _exchange(self.process, question + b"\n", _PATIENCE)
+        try:
+            answer = json.loads(line) if line else {}
+        except (ValueError, RecursionError):
+            return {}
+        return answer if isinstance(answer, dict) else {}
 
 
 def _exchange(process: subprocess.Popen[bytes], question: bytes, patience: float) -> bytes:
@@ -193,8 +207,7 @@ def _exchange(process: subprocess.Popen[bytes], question: bytes, patience: float
     line = b""
     end = time.monotonic() + patience
     while not line.endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
-        if not ready:
+        if not readable(process.stdout, max(0.0, end - time.monotonic())):
             raise _OverTimeError
         part = os.read(process.stdout.fileno(), 1 << 16)
         if not part or len(line) > _MAX_ANSWER:

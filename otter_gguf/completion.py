@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -233,7 +233,9 @@ def completion(run: Run, echoes: Sequence[str], with_prompt_rewards: bool) -> Co
     return _completion(run, choices, run.usage(sum(len(whole.events) for whole in wholes)))
 
 
-def completion_chunks(run: Run, echoes: Sequence[str], with_prompt_rewards: bool) -> Iterator[CompletionResponse]:
+def completion_chunks(
+    run: Run, echoes: Sequence[str], with_prompt_rewards: bool
+) -> Generator[CompletionResponse, None, None]:
     """Run piece by piece; the echoed prompt and its rewards come with a text's first one."""
     echo = list(echoes)
     before: dict[int, float] = {}
@@ -327,16 +329,19 @@ def chat_completion(run: Run) -> ChatResponse:
     return _chat(run, "chat.completion", choice, run.usage(len(whole.events)))
 
 
-def chat_completion_chunks(run: Run) -> Iterator[ChatResponse]:
-    """Run piece by piece; the first chunk names the role."""
+def chat_completion_chunks(run: Run) -> Generator[ChatResponse, None, None]:
+    """Run piece by piece. The first chunk names the role and has no text, as OpenAI's: clients look for either."""
     reward = run.first_reward()
-    role: Message = {"role": "assistant"}
+    yield _chat_chunk(run, Piece(0), reward, {"role": "assistant", "content": ""})
     for piece in run.pieces:
-        choice = _chat_choice(run, piece, reward)
-        choice["delta"] = {**role, "content": piece.text}
-        yield _chat(run, "chat.completion.chunk", choice, None)
+        yield _chat_chunk(run, piece, reward, {"content": piece.text})
         reward = float(piece.events[-1].step.rewards[0]) if piece.events and run.labels else reward
-        role = {}
+
+
+def _chat_chunk(run: Run, piece: Piece, before: float, delta: Message) -> ChatResponse:
+    choice = _chat_choice(run, piece, before)
+    choice["delta"] = delta
+    return _chat(run, "chat.completion.chunk", choice, None)
 
 
 def _chat_choice(run: Run, piece: Piece, before: float) -> ChatChoice:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ._numbers import finite
 from .errors import ConfigError
 
 StateSource = Literal["slice", "table"]
@@ -131,12 +131,12 @@ class HeadConfig:
             raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
         object.__setattr__(self, "labels", tuple(self.labels))
         _refuse(f"head {self.name!r}: ", list(self._problems()))
-        object.__setattr__(self, "scale", tuple(float(x) for x in self.scale) or (1.0,) * len(self.labels))
-        object.__setattr__(self, "shift", tuple(float(x) for x in self.shift) or (0.0,) * len(self.labels))
-        for field in ("scale", "shift"):
-            values = getattr(self, field)
-            if len(values) != len(self.labels) or not all(map(math.isfinite, values)):
-                raise ConfigError(f"head {self.name!r}: {field} needs {len(self.labels)} finite numbers")
+        for field, default in (("scale", 1.0), ("shift", 0.0)):
+            what, expected = f"head {self.name!r}: {field}", f"{len(self.labels)} finite numbers"
+            values = tuple(finite(x, what, expected) for x in getattr(self, field)) or (default,) * len(self.labels)
+            if len(values) != len(self.labels):
+                raise ConfigError(f"{what} has {len(values)} entries, expected {expected}")
+            object.__setattr__(self, field, values)
 
     def _problems(self) -> Iterator[str]:
         if self.kind not in get_args(HeadKind):

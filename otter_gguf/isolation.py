@@ -11,22 +11,19 @@ import contextlib
 import inspect
 import io
 import json
-import logging
 import os
 import pickle
-import queue
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ._channel import Channel
 from ._logging import set_verbose
-from ._wire import BrokenWireError, read_answer, write_question
+from .claims import Claimable, claimed
 from .config import InsertionConfig
 from .errors import ConfigError, EngineError, OtterError
 from .generation import Step
@@ -34,17 +31,9 @@ from .model import Otter, Prompts
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
 from .state import ContextState
-from .text import terminal_safe
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf._isolated import main; "
-_PATIENCE = 5.0
-"""Seconds that a call has to end after Ctrl-C, and the process after its last model was closed."""
-_MAX_WORDS = 400
 _LOWER_LEVEL = ("model", "context", "lanes")
-
-Answer = tuple[Any, Exception | None]
-
-_logger = logging.getLogger("otter_gguf.isolated")
 
 
 def open_model(model_path: str | Path, *, isolate: bool = False, **options: Any) -> Otter:
@@ -196,17 +185,24 @@ class _Items(Iterator[Any]):
         self._number: int | None = number
 
     def __next__(self) -> Any:
-        items = [] if self._number is None else self._process.ask("next", self._number)
-        if not items:
-            self.close()
+        number, self._number = self._number, None  # whatever is raised, it is over: as with a generator
+        if number is None:
             raise StopIteration
+        try:
+            items = self._process.ask("next", number)
+        except BaseException:
+            self._process.dropped.append(number)
+            raise
+        if not items:
+            raise StopIteration
+        self._number = number
         return items[0]
 
     def close(self) -> None:
         """End it early."""
-        if self._number is not None:
-            self._process.dropped.append(self._number)
-            self._number = None
+        number, self._number = self._number, None
+        if number is not None:
+            self._process.dropped.append(number)
 
     __del__ = close
 
@@ -218,15 +214,15 @@ class _Process:
         self.path = first
         """Of its first model: how the process is called in messages."""
         self.dropped: list[int] = []
-        """Iterators that nobody asks for any more; told with the next question."""
+        """Iterators that nobody asks for any more, and models that nobody got; told with the next question."""
         self._owner = os.getpid()
         self._n_models = 0
-        self._turn = threading.Lock()
+        self._turn = Claimable("this isolated process", nests=False)
         ours, theirs = socket.socketpair()
         life, self._life = os.pipe()
         with ours, theirs, open(life, "rb"):
-            self._channel = _Channel(_start(theirs.fileno(), life))
-            self._channel.begin(ours.makefile("rwb"))
+            self._channel = Channel(_start(theirs.fileno(), life))
+            self._channel.begin(ours.dup())
         self.pid = self._channel.popen.pid
         self._end = weakref.finalize(self, _end, self._channel, self._life, self._owner)
 
@@ -256,14 +252,9 @@ class _Process:
         """The answer; what was raised there is raised here. ``EngineError`` if the process is gone."""
         if os.getpid() != self._owner:
             raise EngineError(f"{self.path}: isolated by another process than this one: open it here")
-        if not self._turn.acquire(blocking=False):
-            raise EngineError(
-                "this isolated process is in use by another thread: give each thread a process of its own"
-            )
-        try:
+        with claimed(self._turn):
+            self.dropped += self._channel.made_for_nobody()
             answer = self._channel.exchange(self._pickled(verb, arguments))
-        finally:
-            self._turn.release()
         if answer is None:
             raise EngineError(self._obituary(verb, arguments))
         value, error = answer
@@ -292,7 +283,7 @@ class _Process:
 
 
 def _start(channel: int, life: int) -> subprocess.Popen[str]:
-    """Its standard output is ours, its standard error comes through a pipe, and Ctrl-C by :meth:`_Channel.exchange`."""
+    """Its standard output is ours, its standard error comes through a pipe, and Ctrl-C by :meth:`Channel.exchange`."""
     command = [sys.executable, "-c", f"{_BEGIN}main({channel}, {life})", json.dumps(list(map(str, sys.path)))]
     return subprocess.Popen(
         command,
@@ -306,88 +297,13 @@ def _start(channel: int, life: int) -> subprocess.Popen[str]:
     )
 
 
-def _end(channel: _Channel, life: int, owner: int) -> None:
+def _end(channel: Channel, life: int, owner: int) -> None:
     """End the process and bury it; called when nobody needs it any more, at the latest when Python ends."""
     os.close(life)
     if os.getpid() == owner:  # not in a copy of this process
         channel.questions.put(None)
         channel.popen.kill()
         channel.popen.wait()
-
-
-class _Channel:
-    """One conversation, with two threads that know nothing of the object that users hold, so that it can go."""
-
-    def __init__(self, popen: subprocess.Popen[str]) -> None:
-        self.popen = popen
-        self.questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answered = threading.Event()
-        self._answer: Answer | None = None
-        self._last_words = ""
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-
-    def begin(self, stream: io.BufferedRWPair) -> None:
-        """Start the threads."""
-        self._listener.start()
-        threading.Thread(target=self._converse, args=(stream,), daemon=True).start()
-
-    def exchange(self, question: bytes) -> Answer | None:
-        """The answer; None if the process ended. Ctrl-C ends the call there first, so that the next one can follow."""
-        self._answered.clear()
-        try:
-            self.questions.put(question)
-            self._answered.wait()
-        except KeyboardInterrupt:
-            self._interrupt()
-            raise
-        return self._answer
-
-    def end(self) -> tuple[str, str]:
-        """How the process ended, and its last words in brackets."""
-        code = self.popen.wait()
-        self._listener.join(_PATIENCE)
-        how = f"by {_signal_name(-code)}" if code < 0 else f"with code {code}"
-        return how, f" ({self._last_words})" if self._last_words else ""
-
-    def _interrupt(self) -> None:
-        try:
-            for _ in range(int(_PATIENCE / 0.1)):
-                self.popen.send_signal(signal.SIGINT)
-                if self._answered.wait(0.1):
-                    return
-        finally:
-            if not self._answered.is_set():
-                self.popen.kill()
-
-    def _converse(self, stream: io.BufferedRWPair) -> None:
-        """Questions and answers, apart from the main thread, which Ctrl-C may stop anywhere."""
-        with contextlib.suppress(OSError), stream:
-            while (question := self.questions.get()) is not None:
-                try:
-                    write_question(stream, question)
-                    self._answer = read_answer(stream)
-                except (BrokenWireError, OSError, ValueError):
-                    self._answer = None
-                    self._bury()
-                self._answered.set()
-
-    def _bury(self) -> None:
-        """Of a process that is ending, or has to."""
-        try:
-            self.popen.wait(1)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
-
-    def _listen(self) -> None:
-        """Pass on what it says on stderr; when it ends, no zombie is left."""
-        assert self.popen.stderr is not None
-        with self.popen.stderr as lines:
-            for line in lines:
-                if words := terminal_safe(line.strip())[:_MAX_WORDS]:
-                    self._last_words = words
-                    _logger.warning("%s", words)
-        self.popen.wait()
 
 
 class _Pickler(pickle.Pickler):
@@ -405,10 +321,3 @@ class _Pickler(pickle.Pickler):
                 f"{value.model_path}: lives in another process than the isolated model: open it with beside=that model"
             )
         return int(value._facts["number"])
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

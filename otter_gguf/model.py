@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from . import _native
 from ._logging import logger, set_verbose
 from .chat import ChatTemplate, json_schema_of
+from .claims import Stream, claimed
 from .completion import (
     ChatResponse,
     CompletionResponse,
@@ -32,10 +34,12 @@ from .loading import check_files, context_length, load_model, make_context
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
 from .state import ContextState, identity
-from .text import stop_strings
+from .text import stop_strings, utf8
 
 # A policy has chosen its candidates: llama.cpp's cuts apply to its scores where they are asked for, not by themselves.
 _NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+_BYTES = (bytes, bytearray, memoryview)
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
 """A text, or tokens, or several of either."""
@@ -58,7 +62,8 @@ class Otter:
         ConfigError: An option is out of range or contradicts another.
         EngineError: llama.cpp cannot load it (its own words are in the message).
 
-    One object is one context: not for two threads at once.
+    One object is one context: what another thread asks of it during a call, or during a step of a stream, is an
+    ``EngineError`` at once (but :meth:`tokenize`, :meth:`detokenize` and :meth:`tokenize_chat`, which need no context).
     """
 
     @takes(LoadOptions)
@@ -86,7 +91,13 @@ class Otter:
         """The lower level: batches of sequences in numpy, see ``docs/python-api.md``. What it is fed directly is
         forgotten by the next call of a method of this class."""
         self._n_ctx = context_length(self.model, self.options)
-        self.lanes = Lanes(self.context, self.n_rewards, reads_heads=self.insertion is not None, n_ctx=self._n_ctx)
+        self.lanes = Lanes(
+            self.context,
+            self.n_rewards,
+            reads_heads=self.insertion is not None,
+            n_ctx=self._n_ctx,
+            name=str(self.model_path),
+        )
         """The texts in the context; the methods below are what to use."""
         if self._n_ctx > self.model.n_ctx_train:
             logger.warning("n_ctx is %d, the model was trained with %d", self._n_ctx, self.model.n_ctx_train)
@@ -122,7 +133,8 @@ class Otter:
     @property
     def last_rewards(self) -> list[float]:
         """The rewards of the text as it stands in the context; empty for a plain model."""
-        return [float(reward) for reward in self.lanes.lanes[0].rewards] if self.lanes.lanes else []
+        with claimed(self.lanes.claim):
+            return [float(reward) for reward in self.lanes.lanes[0].rewards] if self.lanes.lanes else []
 
     @property
     def has_chat_template(self) -> bool:
@@ -133,14 +145,11 @@ class Otter:
 
     def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Tokens of a text. ``special``: read ``<|...|>`` as the token of that name."""
-        if not isinstance(text, (str, bytes, bytearray, memoryview)):  # bytes(n) of a number n would take n bytes
-            raise ConfigError(f"the text is a {type(text).__name__}, expected str or bytes")
-        data = text.encode() if isinstance(text, str) else bytes(text)
-        return self.model.tokenize(data, add_special=add_bos, parse_special=special)
+        return self._tokenized(text, "the text", add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """The bytes of tokens. ``special``: write special tokens by name instead of leaving them out."""
-        return self.model.detokenize(list(tokens), special=special)
+        return self.model.detokenize(list(map(operator.index, tokens)), special=special)
 
     # ---- generating --------------------------------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class Otter:
                 those of single calls, up to rounding where kernels depend on the batch.
             max_tokens: At most this many a text; None or -1 = until the context is full.
             stop: End before any of these strings; they are not part of the text.
-            stream: Return an iterator of chunks instead of the whole.
+            stream: Return an iterator of chunks instead of the whole. The next call on the same object ends it.
             echo: Put the prompt before the text.
             guidance: How rewards steer the choice of tokens, such as ``ARGS(weight=1.5)``. With a token-level policy,
                 ``top_k``, ``top_p`` and ``min_p`` act on its scores, where they are given; by default they are off.
@@ -206,9 +215,11 @@ class Otter:
             A dict in OpenAI's shape, a choice for each prompt, with :class:`otter_gguf.completion.Rewards`.
 
         Raises:
-            ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks.
+            ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks; of a
+                stream also: another call has ended it.
             ContextFullError: The prompt is longer than the context.
             MismatchError: ``reward_model`` has another vocabulary.
+            EngineError: Another thread uses this model, or one that guides the call.
         """
         options = _sampling(sampling, guidance)
         prompts = self._prompts(prompt)
@@ -217,10 +228,14 @@ class Otter:
         request = _request(
             max_tokens, stop, logprobs, step_records, context_shift, n_keep, logits_processor, stopping_criteria
         )
-        run = self._run(prompts, request, options, guidance, reward_model, cache_prompt, prompt_rewards)
         echoes = self._echoes(prompt, prompts) if echo else [""] * len(prompts)
-        make = completion_chunks if stream else completion
-        return make(run, echoes, prompt_rewards)
+        all_rewards = prompt_rewards and self.n_rewards > 0
+        call = Call(self, prompts, request, options, guidance, reward_model, cache_prompt, all_rewards)
+        with claimed(*call.claims):
+            run = self._run(call)
+            if not stream:
+                return completion(run, echoes, prompt_rewards)
+        return Stream(call.claims, completion_chunks(run, echoes, prompt_rewards))
 
     __call__ = create_completion
 
@@ -279,8 +294,12 @@ class Otter:
             max_tokens, stop, places, step_records, context_shift, n_keep, logits_processor, stopping_criteria
         )
         tokens = self.tokenize_chat(messages)
-        run = self._run([tokens], request, options, guidance, reward_model, cache_prompt, False)
-        return chat_completion_chunks(run) if stream else chat_completion(run)
+        call = Call(self, [tokens], request, options, guidance, reward_model, cache_prompt)
+        with claimed(*call.claims):
+            run = self._run(call)
+            if not stream:
+                return chat_completion(run)
+        return Stream(call.claims, chat_completion_chunks(run))
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt of a conversation, in tokens. ``ConfigError`` if the model file has no chat template."""
@@ -308,7 +327,9 @@ class Otter:
         """
         options = _sampling(sampling, guidance)
         call = Call(self, [self._tokens(tokens)], Request(), options, guidance, reward_model, reuse=cache_prompt)
-        return (event.step for event in call.events())
+        with claimed(*call.claims):
+            events = call.events()
+        return Stream(call.claims, (event.step for event in events))
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -361,9 +382,11 @@ class Otter:
     # ---- life --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free context and weights. Idempotent; using the object afterwards is an error."""
-        self.context.close()
-        self.model.close()
+        """Free context and weights. Idempotent; using the object afterwards is an error, and so is closing it while
+        another thread uses it (``EngineError``)."""
+        with claimed(self.lanes.claim):
+            self.context.close()
+            self.model.close()
         if template := vars(self).get("_chat_template"):
             template.close()
 
@@ -394,11 +417,19 @@ class Otter:
     def _token_text(self, token: int) -> str:
         return self.model.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
+    def _tokenized(self, text: object, what: str, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Tokens of an argument, which messages call ``what``."""
+        if not isinstance(text, (str, *_BYTES)):  # bytes(n) of a number n would take n bytes
+            raise ConfigError(f"{what} is a {type(text).__name__}, expected str or bytes")
+        data = utf8(text, what) if isinstance(text, str) else bytes(text)
+        return self.model.tokenize(data, add_special=add_bos, parse_special=special)
+
     def _joined(self, prompt: str | Sequence[int], response: str | Sequence[int] | None) -> tuple[list[int], int]:
         """Tokens of prompt and response, and how many are the prompt's."""
         if isinstance(prompt, str) and (response is None or isinstance(response, str)):
-            alone = self.tokenize(prompt, special=True)
-            tokens = self.tokenize(prompt + response, special=True) if response else alone
+            alone = self._tokenized(prompt, "the prompt")
+            utf8(response or "", "the response")
+            tokens = self._tokenized(prompt + response, "prompt and response") if response else alone
             return tokens, common_length(alone, tokens)
         if isinstance(prompt, str) or isinstance(response, str):
             raise ConfigError("score: give prompt and response both as text or both as tokens")
@@ -407,7 +438,7 @@ class Otter:
 
     def _prompts(self, prompt: Prompts) -> list[list[int]]:
         """Tokens of each prompt."""
-        if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
+        if isinstance(prompt, (str, *_BYTES)) or not isinstance(prompt, Iterable):
             return [self._tokens(prompt)]
         items: list[Any] = list(prompt)
         if not items or isinstance(items[0], (int, np.integer)):
@@ -417,8 +448,8 @@ class Otter:
     def _tokens(self, prompt: object) -> list[int]:
         """Of a text, or as given."""
         if isinstance(prompt, str):
-            return self.tokenize(prompt, special=True)
-        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            return self._tokenized(prompt, "the prompt")
+        if isinstance(prompt, _BYTES) or not isinstance(prompt, Iterable):
             raise ConfigError(f"the prompt is {prompt!r}, expected text or tokens")
         tokens = list(prompt)
         for token in tokens:
@@ -433,27 +464,17 @@ class Otter:
             for item, tokens in zip([prompt] if isinstance(prompt, str) else prompt, prompts, strict=False)
         ]
 
-    def _run(
-        self,
-        prompts: list[list[int]],
-        request: Request,
-        options: SamplingOptions,
-        guidance: Guidance | None,
-        reward_model: Otter | Mapping[str, Otter] | None,
-        reuse: bool,
-        prompt_rewards: bool,
-    ) -> Run:
-        all_rewards = prompt_rewards and self.n_rewards > 0
-        call = Call(self, prompts, request, options, guidance, reward_model, reuse, all_rewards)
+    def _run(self, call: Call) -> Run:
+        """Feed the prompts."""
         return Run(
             Path(self.model_path).name,
             self.reward_labels,
-            prompts,
+            call.prompts,
             call.prompt_rewards,
             call.pieces(),
             lambda token: self.model.token_bytes(token, special=True),
-            logprobs=request.logprobs is not None,
-            step_records=request.step_records,
+            logprobs=call.request.logprobs is not None,
+            step_records=call.request.step_records,
         )
 
 

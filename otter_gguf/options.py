@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from ._numbers import MAX_INT, finite, shown
 from .errors import ConfigError
 
 SplitMode = Literal["none", "layer"]
@@ -38,7 +39,7 @@ class LoadOptions:
     )
     n_batch: int = field(default=2048, metadata=_flags(("-b", "--batch-size"), "tokens of a prompt fed at once"))
     n_ubatch: int = field(default=512, metadata=_flags(("-ub", "--ubatch-size"), "tokens computed at once"))
-    n_threads: int = field(default=0, metadata=_flags(("-t", "--threads"), "CPU threads; 0 = all cores"))
+    n_threads: int = field(default=0, metadata=_flags(("-t", "--threads"), "CPU threads; 0 = all cores but one"))
     n_threads_batch: int = field(
         default=0, metadata=_flags(("-tb", "--threads-batch"), "CPU threads for prompts; 0 = as --threads")
     )
@@ -78,12 +79,12 @@ class LoadOptions:
         flash_attn: object = self.flash_attn
         if isinstance(flash_attn, bool):  # llama-cpp-python's way to say it
             object.__setattr__(self, "flash_attn", "on" if flash_attn else "off")
-        object.__setattr__(self, "tensor_split", tuple(float(share) for share in self.tensor_split))
+        object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         at_least = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_threads": 0, "n_threads_batch": 0, "n_seq_max": 1}
         for name, least in at_least.items():
-            _check_int(name, getattr(self, name), least)
-        _check_int("n_gpu_layers", self.n_gpu_layers, -1)
-        _check_int("main_gpu", self.main_gpu, 0)
+            _check_int(name, getattr(self, name), least, MAX_INT)
+        _check_int("n_gpu_layers", self.n_gpu_layers, -1, MAX_INT)
+        _check_int("main_gpu", self.main_gpu, 0, MAX_INT)
         if self.n_seq_max > 256:
             raise ConfigError(f"n_seq_max is {self.n_seq_max}, llama.cpp has at most 256 sequences")
         for name in ("split_mode", "flash_attn", "type_k", "type_v"):
@@ -128,11 +129,14 @@ class SamplingOptions:
     )
 
     def __post_init__(self) -> None:
-        bounds = {"temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "repeat_penalty": (0, math.inf)}
-        for name, (low, high) in bounds.items():
+        bounds = {"temperature": math.inf, "top_p": 1, "min_p": 1, "repeat_penalty": math.inf}
+        for name, most in bounds.items():
+            expected = f"a number from 0 to {most}"
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and low <= value <= high and math.isfinite(value)):
-                raise ConfigError(f"{name} is {value!r}, expected a number from {low} to {high}")
+            if not 0 <= finite(value, name, expected) <= most:
+                raise ConfigError(f"{name} is {value!r}, expected {expected}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            finite(getattr(self, name), name)
         for name in ("top_p", "repeat_penalty"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} is 0, expected more (1 = off)")
@@ -141,9 +145,7 @@ class SamplingOptions:
         _check_int("top_k", self.top_k, 0)
         _check_int("repeat_last_n", self.repeat_last_n, -1)
         if self.seed is not None:
-            _check_int("seed", self.seed, -1)
-            if self.seed >= 2**32 - 1:
-                raise ConfigError(f"seed is {self.seed}, expected less than {2**32 - 1}")
+            _check_int("seed", self.seed, -1, 2**32 - 2)
 
     @property
     def has_penalties(self) -> bool:
@@ -178,9 +180,17 @@ def _default(option: dataclasses.Field[Any]) -> Any:
     return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
 
 
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}")
+def _shares(given: object) -> tuple[float, ...]:
+    """Of each GPU."""
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ConfigError(f"tensor_split is {shown(given)}, expected numbers, such as (3, 1)")
+    return tuple(finite(share, "tensor_split", "finite numbers, such as (3, 1)") for share in given)
+
+
+def _check_int(name: str, value: object, least: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name} is {shown(value)}, expected a whole number {limits}")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:

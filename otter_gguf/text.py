@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Iterable, Sequence
 
-from .errors import ConfigError
+from .errors import ConfigError, OtterError
 
 # C0 and C1 controls but newline and tab, and the characters that reorder text (a terminal obeys all of them); lone
 # surrogates, which no encoding can write.
@@ -52,11 +52,26 @@ class TextStream:
         return certain
 
 
+def utf8(text: str, what: str, error: type[OtterError] = ConfigError) -> bytes:
+    """The text as llama.cpp reads it. ``error``, which says ``what`` it is, if it has half a surrogate pair: Python
+    puts those in the place of bytes that it could not read."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as problem:
+        found = f"U+{ord(text[problem.start]):04X}"
+        raise error(
+            f"{what} has {found} at character {problem.start}, half a surrogate pair, which is no text: it stands for "
+            "bytes in another encoding than the one they were read with"
+        ) from None
+
+
 def stop_strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:
     """The stop strings as a tuple; ``ConfigError`` if one is empty or no string."""
     strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
         raise ConfigError(f"stop is {stop!r}, expected non-empty strings")
+    for string in strings:
+        utf8(string, "stop")
     return strings
 
 

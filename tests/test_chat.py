@@ -135,8 +135,10 @@ def test_chat_streams(llm: Otter) -> None:
     whole = llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0)["choices"][0]
     chunks = list(llm.create_chat_completion(MESSAGES, max_tokens=12, temperature=0, stream=True))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
-    assert deltas[0]["role"] == "assistant"
-    assert all("role" not in delta for delta in deltas[1:])
+    assert deltas[0] == {"role": "assistant", "content": ""}  # as OpenAI's: clients look for a role or else for text
+    assert all(set(delta) == {"content"} for delta in deltas[1:])
+    assert chunks[0]["choices"][0]["finish_reason"] is None
+    assert chunks[0]["choices"][0]["rewards"]["tokens"] == []  # type: ignore[index]
     assert "".join(delta["content"] for delta in deltas) == whole["message"]["content"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert chunks[-1]["choices"][0]["rewards"]["reward"] == whole["rewards"]["reward"]  # type: ignore[index]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter, isolation
+from otter_gguf import ARGS, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter, _channel
 from otter_gguf._wire import BrokenWireError, decode, encode, read_answer, write_answer
 from otter_gguf.cli import main as cli
 from otter_gguf.isolation import IsolatedOtter, open_model
@@ -355,7 +355,7 @@ def test_ctrl_c_ends_the_call_and_not_the_model() -> None:
 
 
 def test_ctrl_c_ends_a_process_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "_PATIENCE", 0.5)
+    monkeypatch.setattr(_channel, "_PATIENCE", 0.5)
     with isolated() as llm:
         assert interrupt(llm, hostile.deaf) < 2
         assert is_gone(llm.pid)
@@ -443,18 +443,22 @@ def test_models_side_by_side(llm: IsolatedOtter, own: Otter) -> None:
 def test_values_go_there_and_back() -> None:
     value = {"$": 1, 2: (1, b"\0"), "a": [None, True, 1.5, "\udcff", float("inf")], "b": {"x": np.float32(0.5)}}
     stream = io.BytesIO()
-    write_answer(stream, value)
+    write_answer(stream, 7, value)
     stream.seek(0)
-    found, error = read_answer(stream)
+    found, error = read_answer(stream, 7)
     assert found == value | {"b": {"x": 0.5}}
     assert error is None
     with refused(TypeError, "object"):
         encode([object()], [])
 
 
+NUMBER = 5
+"""Of the question that is answered."""
+
+
 def answer(content: object, blobs: bytes = b"") -> io.BytesIO:
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return io.BytesIO(struct.pack("<I", len(text)) + text + blobs)
+    return io.BytesIO(struct.pack("<IQ", len(text), NUMBER) + text + blobs)
 
 
 @pytest.mark.parametrize(
@@ -484,12 +488,20 @@ def answer(content: object, blobs: bytes = b"") -> io.BytesIO:
 def test_answers_that_are_none(content: Any) -> None:
     blobs = b"\0" * 8 if isinstance(content, dict) and content.get("sizes") == [8] else b""
     with pytest.raises(BrokenWireError):
-        read_answer(answer(content, blobs))
+        read_answer(answer(content, blobs), NUMBER)
+
+
+def test_the_answer_to_another_question_is_none() -> None:
+    good = {"value": 1, "sizes": []}
+    assert read_answer(answer(good), NUMBER) == (1, None)
+    for other in (0, NUMBER - 1, NUMBER + 1):
+        with pytest.raises(BrokenWireError):
+            read_answer(answer(good), other)
 
 
 def test_a_length_without_end_is_refused() -> None:
     with pytest.raises(BrokenWireError):
-        read_answer(io.BytesIO(b"\xff\xff\xff\xff"))
+        read_answer(io.BytesIO(struct.pack("<IQ", 2**32 - 1, NUMBER)), NUMBER)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +517,7 @@ def test_a_length_without_end_is_refused() -> None:
     ],
 )
 def test_only_exceptions_can_be_raised_from_there(name: str, expected: type[Exception]) -> None:
-    _, error = read_answer(answer({"error": [name, "words"], "sizes": []}))
+    _, error = read_answer(answer({"error": [name, "words"], "sizes": []}), NUMBER)
     assert type(error) is expected
     assert "words" in str(error)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .lanes import Lane, Lanes, common_length
+from .batches import common_length
+from .lanes import Lane, Lanes
 from .steps import Event, FinishReason, Logprobs, Step
 
 __all__ = ["Event", "FinishReason", "Lane", "Lanes", "Logprobs", "Step", "common_length"]

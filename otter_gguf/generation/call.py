@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _native
+from .._numbers import real, shown
+from ..claims import Claimable
 from ..completion import Piece, PieceMaker
 from ..errors import ConfigError
 from ..guidance.base import Offer, Policy, Signal
 from ..guidance.search import Search
 from ..options import SamplingOptions
+from ..text import utf8
 from .loop import Guided, plain
 from .readings import labels_by_name, reward_models
 from .request import Request, Text, texts_of
@@ -72,6 +76,14 @@ class Call:
         others = (label for name, llm in models.items() for label in labels_by_name(name, llm))
         self.guidance = self.guidance.bound(lambda text: self.llm.tokenize(text, special=True))
         self.guidance.check(Offer((*own, *others), self.llm.vocabulary_heads, self.llm.n_vocab))
+
+    @cached_property
+    def claims(self) -> tuple[Claimable, ...]:
+        """The contexts in which the call works: its model's, and those of what guides it."""
+        followers = self.guidance.followers() if isinstance(self.guidance, Policy) else ()
+        others = (*reward_models(self.llm, self.reward_model).values(), *(follower.model for follower in followers))
+        models = {id(model): model for model in (self.llm, *others) if model is not None}
+        return tuple(model.lanes.claim for model in models.values())
 
     def _check_shift(self) -> None:
         if self.request.shifts is None:
@@ -178,25 +190,27 @@ class Call:
 
 
 def _check_types(options: SamplingOptions) -> None:
-    for name in ("frequency_penalty", "presence_penalty"):
-        value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ConfigError(f"{name} is {value!r}, expected a finite number")
     if not isinstance(options.grammar, str):
         raise ConfigError(f"grammar is {options.grammar!r}, expected text (GBNF)")
+    utf8(options.grammar, "grammar")
     if not isinstance(options.json_schema, (str, Mapping)):
         raise ConfigError(f"json_schema is {options.json_schema!r}, expected a dict or JSON text")
 
 
 def _biases(given: object, n_vocab: int) -> list[tuple[int, float]]:
     """Of each token; keys may be text, as JSON has them."""
-    try:
-        biases = [(int(token), float(bias)) for token, bias in given.items()]  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError):
-        raise ConfigError(f"logit_bias is {given!r}, expected a dict from token ids to numbers") from None
-    for token, _ in biases:
+    expected = "a dict from token ids to numbers"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"logit_bias is {shown(given)}, expected {expected}")
+    biases = []
+    for key, bias in given.items():
+        try:
+            token = int(key) if isinstance(key, str) else operator.index(key)
+        except (TypeError, ValueError):
+            raise ConfigError(f"logit_bias names token {shown(key)}, expected {expected}") from None
         if not 0 <= token < n_vocab:
-            raise ConfigError(f"logit_bias names token {token}, expected 0 to {n_vocab - 1}")
+            raise ConfigError(f"logit_bias names token {shown(key)}, expected 0 to {n_vocab - 1}")
+        biases.append((token, real(bias, f"logit_bias of token {token}")))
     return biases
 
 
@@ -204,9 +218,11 @@ def _grammar_of(schema: str | Mapping[str, object]) -> str:
     if schema == "":
         return ""
     try:
-        return _native.json_schema_to_grammar(schema if isinstance(schema, str) else json.dumps(dict(schema)))
-    except (TypeError, RecursionError) as error:
+        text = schema if isinstance(schema, str) else json.dumps(dict(schema), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"json_schema: expected JSON types: {error}") from None
+    utf8(text, "json_schema")
+    return _native.json_schema_to_grammar(text)
 
 
 def as_tuple(what: str, given: object) -> tuple[Callable[..., Any], ...]:

@@ -3,17 +3,24 @@
 A lane owns one or more of the context's sequences. The first holds the text; the others share it cell by cell and take
 the candidates of a guided step, one each (siblings). The winner's cell is then given to all of them, so that the next
 step starts from its logits, which the same batch gave.
+
+An exception may come out of a signal handler anywhere: between any two statements here, and out of any call of the
+context. The text that was being worked on is over then, so one thing alone must be right at all times, because the next
+call builds on it: cells of sequence 0 that :meth:`Lanes._held` vouches for are those of its tokens. So tokens are
+written down after their cells are there, and crossed out before their cells change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .. import _native
+from ..claims import Claimable, claimed
 from ..errors import ConfigError, ContextFullError
+from .batches import batches, common_beginning, common_length
 from .steps import Float32, Int32
 
 _NO_LOGITS = np.empty(0, np.float32)
@@ -35,6 +42,8 @@ class Lane:
     """Output row of the last batch; -1 where ``logits`` is a copy."""
     n_exact: int | None = None
     """After a shift: cells behind these were computed when more tokens stood in front of them. None = no shift yet."""
+    run: int = 0
+    """:attr:`Lanes.run` when it was made: with another one, its sequences belong to others."""
 
 
 class Lanes:
@@ -45,15 +54,20 @@ class Lanes:
         n_rewards: Labels of the value heads.
         reads_heads: Whether the model has heads at all.
         n_ctx: Tokens that a text may have; the context's cells beyond are for candidates.
+        name: What messages call the model.
     """
 
-    def __init__(self, context: _native.Context, n_rewards: int, *, reads_heads: bool, n_ctx: int) -> None:
+    def __init__(
+        self, context: _native.Context, n_rewards: int, *, reads_heads: bool, n_ctx: int, name: str = "this model"
+    ) -> None:
         self.context = context
+        self.claim = Claimable(name)
+        """Held by a call, or by a step of a stream, from its first look at the lanes to its last."""
         self.n_rewards = n_rewards
         self.reads_heads = reads_heads
         self.n_ctx = n_ctx
         self.run = 0
-        """Counts the calls of :meth:`begin`: who finds another number than its own has lost the context."""
+        """Counts the texts, or batches of texts, that were begun: lanes of an earlier one have lost the context."""
         self.lanes: list[Lane] = []
         self._free: list[int] = []
         self._with_logits = True
@@ -101,19 +115,21 @@ class Lanes:
     def score(self, tokens: Sequence[int]) -> Float32:
         """Feed a text and return all its rewards, (n, n_rewards). Errors as :meth:`begin`."""
         self._check_prompts([tokens])
-        self._restart(tokens, 1, False)
-        rewards = self.context.score(np.asarray(tokens, np.int32))
-        lane = self.lanes[0]
-        lane.tokens, lane.rewards = list(tokens), rewards[-1]
-        return rewards
+        with claimed(self.claim):
+            self._restart(tokens, 1, False)
+            rewards = self.context.score(np.asarray(tokens, np.int32))
+            lane = self.lanes[0]
+            lane.tokens, lane.rewards = list(tokens), rewards[-1]
+            return rewards
 
     def log_probabilities(self, tokens: Sequence[int]) -> Float32:
         """(n - 1,) ln p of each next token of a text, in nats. Errors as :meth:`begin`."""
         self._check_prompts([tokens])
-        self._restart(tokens, 1, False)
-        result = self.context.log_probabilities(np.asarray(tokens, np.int32))
-        self.lanes[0].tokens = list(tokens)
-        return result
+        with claimed(self.claim):
+            self._restart(tokens, 1, False)
+            result = self.context.log_probabilities(np.asarray(tokens, np.int32))
+            self.lanes[0].tokens = list(tokens)
+            return result
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         count, most = len(prompts), self.context.n_seq_max
@@ -133,12 +149,18 @@ class Lanes:
         self._with_logits = True
         kept = common_length(self._held(), first[:-1]) if reuse else 0
         self._free = list(range(count, self.context.n_seq_max))
-        self.lanes = [Lane([sequence], self._no_rewards) for sequence in range(count)]
+        self.lanes = [Lane([sequence], self._no_rewards, run=self.run) for sequence in range(count)]
         self.context.sequence_keep(0)
         if not self.context.sequence_remove(0, kept):
             self.context.clear()  # also zeroes the whole cache, which takes as long as a token or two
             kept = 0
         self.lanes[0].tokens = list(first[:kept])
+
+    def check(self, lanes: Sequence[Lane]) -> None:
+        """``ConfigError`` if another text was begun after these."""
+        for lane in lanes:
+            if lane.run != self.run:
+                raise ConfigError("this stream is over: another text was started in the same model's context")
 
     def _held(self) -> list[int]:
         """The tokens of sequence 0 whose cells are those of a fresh text."""
@@ -172,8 +194,9 @@ class Lanes:
 
         Short texts share batches: a matrix is read once for all tokens of a batch.
         """
+        self.check([lane for lane, _ in texts])
         self._rescue([])
-        for batch in _batches(texts, self.context.n_batch):
+        for batch in batches(texts, self.context.n_batch):
             counts = [len(tokens) for _, tokens in batch]
             begins = [len(lane.tokens) for lane, _ in batch]
             self.context.decode(
@@ -223,6 +246,7 @@ class Lanes:
             winners: Index among each lane's candidates.
             rewards: As it answered.
         """
+        self.check(lanes)
         for lane, tokens, winner in zip(lanes, candidates, winners, strict=True):
             position = len(lane.tokens)
             source = lane.sequences[winner]
@@ -245,6 +269,7 @@ class Lanes:
 
     def widen(self, lane: Lane, size: int) -> None:
         """Give a lane sequences for ``size`` candidates. ``ConfigError`` if the context has too few."""
+        self.check([lane])
         while len(lane.sequences) < size:
             lane.sequences.append(self._new_sequence(len(self.lanes), size))
             self.context.sequence_copy(lane.sequences[0], lane.sequences[-1])
@@ -259,6 +284,7 @@ class Lanes:
 
     def _decode(self, lanes: Sequence[Lane], candidates: Sequence[Int32]) -> Float32:
         """One batch, every token an output: (tokens, n_rewards)."""
+        self.check(lanes)
         self._rescue(lanes)
         counts = [len(tokens) for tokens in candidates]
         positions = np.repeat(np.asarray([len(lane.tokens) for lane in lanes], np.int32), counts)
@@ -297,12 +323,13 @@ class Lanes:
         if not self._free:
             needed = self.context.n_seq_max + 1
             raise ConfigError(f"this needs n_seq_max={needed} or more at load (-np), now {self.context.n_seq_max}")
-        lane = Lane([self._free.pop(0)], self._no_rewards)
+        lane = Lane([self._free.pop(0)], self._no_rewards, run=self.run)
         self.lanes.append(lane)
         return lane
 
     def fork(self, lane: Lane) -> Lane:
         """Another lane with the same text, sharing its cells."""
+        self.check([lane])
         twin = self.open()
         self.context.sequence_copy(lane.sequences[0], twin.sequences[0])
         twin.tokens, twin.rewards, twin.logits, twin.row = list(lane.tokens), lane.rewards, lane.logits, lane.row
@@ -331,9 +358,10 @@ class Lanes:
 
     def truncate(self, lane: Lane, n_tokens: int) -> None:
         """Take tokens off the end: the lane's logits and rewards are then stale."""
+        self.check([lane])
+        del lane.tokens[n_tokens:]
         for sequence in lane.sequences:
             self.context.sequence_remove(sequence, n_tokens)
-        del lane.tokens[n_tokens:]
 
     def shift(self, lane: Lane, n_keep: int) -> None:
         """Make room: drop half of the tokens behind the first ``n_keep`` and move the rest forward, as llama.cpp's
@@ -341,6 +369,8 @@ class Lanes:
 
         What vocabulary heads made of the last batch is lost.
         """
+        self.check([lane])
+        lane.n_exact = n_keep
         count = (len(lane.tokens) - n_keep) // 2
         first, *siblings = lane.sequences
         for sequence in siblings:  # a cell has one position: it is moved while a single sequence holds it
@@ -350,24 +380,25 @@ class Lanes:
         for sequence in siblings:
             self.context.sequence_copy(first, sequence)
         del lane.tokens[n_keep : n_keep + count]
-        lane.n_exact = n_keep
 
     # ---- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[list[int], bytes]:
         """The tokens of the text in sequence 0, and its cells as llama.cpp writes them."""
-        return self._held(), self.context.state(0)
+        with claimed(self.claim):
+            return self._held(), self.context.state(0)
 
     def load_state(self, tokens: Sequence[int], data: bytes) -> None:
         """Replace everything by a saved text. ``ConfigError`` if the data is damaged or of another kind of context."""
-        self._restart([], 1, False)
-        self.context.load_state(data, 0)
-        n_cells = self.context.sequence_max_position(0) + 1
-        self.context.sequence_remove(0, len(tokens))
-        if n_cells < len(tokens):
-            self.context.sequence_remove(0)
-            raise ConfigError(f"the saved state has {len(tokens)} tokens, but cells of {n_cells}")
-        self.lanes[0].tokens = list(tokens)
+        with claimed(self.claim):
+            self._restart([], 1, False)
+            self.context.load_state(data, 0)
+            n_cells = self.context.sequence_max_position(0) + 1
+            self.context.sequence_remove(0, len(tokens))
+            if n_cells < len(tokens):
+                self.context.sequence_remove(0)
+                raise ConfigError(f"the saved state has {len(tokens)} tokens, but cells of {n_cells}")
+            self.lanes[0].tokens = list(tokens)
 
 
 def grow(
@@ -401,32 +432,3 @@ def grow(
             left.append(longest)
             lanes.close(longest)
     return left
-
-
-def _batches(texts: Sequence[tuple[Lane, Sequence[int]]], size: int) -> Iterator[list[tuple[Lane, Sequence[int]]]]:
-    """The tokens of all texts one after the other, cut into batches of ``size``."""
-    batch: list[tuple[Lane, Sequence[int]]] = []
-    room = size
-    for lane, tokens in texts:
-        while tokens:
-            batch.append((lane, tokens[:room]))
-            left, tokens = room - len(tokens[:room]), tokens[room:]
-            if left == 0:
-                yield batch
-                batch, left = [], size
-            room = left
-    if batch:
-        yield batch
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))
-
-
-def common_beginning(texts: Sequence[Sequence[int]]) -> int:
-    """Length of the longest beginning that all have in common."""
-    return min(common_length(texts[0], text) for text in texts)

@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
 def plain(model: _native.Model, lanes: Lanes, texts: Sequence[Text], request: Request) -> Iterator[Event]:
     """Tokens drawn by llama.cpp's samplers, until all texts have ended. Texts leave the batch as they end."""
-    return _plain(texts, Progress(model, lanes, request), request)  # from now on, another call ends this one
-
-
-def _plain(texts: Sequence[Text], progress: Progress, request: Request) -> Iterator[Event]:
+    progress = Progress(model, lanes, request)
     keep_cells = len(texts) == 1
     active = list(enumerate(texts))
     while active := _still(active, progress, keep_cells):

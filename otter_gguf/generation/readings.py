@@ -71,7 +71,8 @@ class Reading:
             del unread[: len(part)]
 
     def has_room(self, index: int) -> bool:
-        """Whether another token fits."""
+        """Whether another token fits. ``ConfigError`` if the model that reads was given another text meanwhile."""
+        self.lanes.check([self.texts[index]])
         return len(self.texts[index].tokens) + len(self.pending[index]) < self.lanes.n_ctx
 
     def close(self, index: int) -> None:

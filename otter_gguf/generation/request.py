@@ -79,13 +79,11 @@ class Progress:
         self.model = model
         self.request = request
         self.lanes = lanes
-        self._run = lanes.run
 
     def has_room(self, text: Text) -> bool:
         """Whether another token fits, if need be after a shift (see :func:`otter_gguf.generation.lanes.grow`); ends the
         text if not."""
-        if self._run != self.lanes.run:
-            raise ConfigError("this stream is over: another text was started in the same model's context")
+        self.lanes.check([text.lane])
         if text.ended is None and self.request.max_tokens is not None and len(text.tokens) >= self.request.max_tokens:
             text.ended = "length"
         if text.ended is None and len(text.lane.tokens) >= self.lanes.n_ctx and not self.request.context_shift:
@@ -154,8 +152,11 @@ def _is_whole(value: object, most: float = math.inf) -> bool:
 def _checked(result: object, n_vocab: int) -> Float32:
     """What a logits processor returned, as float32; ``ConfigError`` if it is no row of logits."""
     try:
-        logits = np.asarray(result, np.float32, order="C")
-    except (TypeError, ValueError):
+        given = np.asarray(result)
+        if given.dtype.kind == "c":  # numpy would drop the imaginary parts
+            raise TypeError
+        logits = np.asarray(given, np.float32, order="C")
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"a logits processor returned a {type(result).__name__}, expected {n_vocab} logits") from None
     if logits.shape != (n_vocab,):
         raise ConfigError(f"a logits processor returned shape {logits.shape}, expected ({n_vocab},)")

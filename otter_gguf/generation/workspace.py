@@ -74,7 +74,8 @@ class _Reader:
         return lane.rewards
 
     def has_room(self, branch: Text) -> bool:
-        """Whether it can read another token of the branch."""
+        """Whether it can read another token of the branch. ``ConfigError`` if it was given another text meanwhile."""
+        self.lanes.check([self.lane_of[id(branch)]])
         return len(branch.prompt) + len(branch.tokens) < self.lanes.n_ctx
 
     def check(self, search: Search) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
+from .._numbers import finite
 from ..errors import ConfigError
 from .ensemble import Ensemble
 
@@ -228,8 +229,7 @@ def pick_reward(rewards: Float32, labels: Sequence[str], label: str | Ensemble |
 def check_finite(policy: object, **values: float) -> None:
     """``ConfigError`` unless all are finite numbers."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not math.isfinite(value):
-            raise ConfigError(f"{type(policy).__name__}: {name} is {value!r}, expected a finite number")
+        finite(value, f"{type(policy).__name__}: {name}")
 
 
 def check_at_least(policy: object, least: int, **values: int) -> None:

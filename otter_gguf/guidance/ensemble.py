@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .._numbers import finite, shown
 from ..errors import ConfigError
 
 Float32 = npt.NDArray[np.float32]
@@ -39,14 +39,15 @@ class Ensemble:
     def __post_init__(self) -> None:
         weights = dict(self.weights)
         if not weights or not all(_is_finite(weight) for weight in weights.values()):
-            raise ConfigError(f"Ensemble: weights are {weights}, expected a finite number for each of some labels")
+            raise ConfigError(
+                f"Ensemble: weights are {shown(weights)}, expected a finite number for each of some labels"
+            )
         if self.combination not in get_args(Combination):
             known = ", ".join(get_args(Combination))
             raise ConfigError(f"Ensemble: combination is {self.combination!r}, expected one of {known}")
         if self.combination == "mean" and sum(weights.values()) == 0:
             raise ConfigError("Ensemble: the weights of a mean sum to 0")
-        if not math.isfinite(self.caution):
-            raise ConfigError(f"Ensemble: caution is {self.caution}, expected a finite number")
+        finite(self.caution, "Ensemble: caution")
         frozen = MappingProxyType({name: float(weight) for name, weight in weights.items()})
         object.__setattr__(self, "weights", frozen)
 
@@ -74,4 +75,8 @@ class Ensemble:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        finite(value, "a weight")
+    except ConfigError:
+        return False
+    return True

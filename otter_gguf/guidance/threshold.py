@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
@@ -191,6 +192,6 @@ class _Refusal:
 def _tokens(value: Sequence[int]) -> tuple[int, ...]:
     """Token ids, or ``ConfigError``."""
     try:
-        return tuple(int(token) for token in np.asarray(value, np.int32).reshape(-1))
-    except (TypeError, ValueError, OverflowError):
+        return tuple(operator.index(token) for token in np.asarray(value).reshape(-1))
+    except (TypeError, ValueError):
         raise ConfigError(f"Threshold: message is {value!r}, expected text or tokens") from None

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no thread po
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from ..gguf.sizes import compare_headers
-from . import leaks, lifetimes, planted_faults, threads, trials
+from . import alarms, calls, leaks, lifetimes, planted_faults, threads, trials
 from .fault_table import FAULTS
 from .harness import Stage, stage
 from .watch import unavailable
@@ -89,6 +89,23 @@ def contexts(args: argparse.Namespace) -> Iterator[Row]:
     yield Row(f"{threads.THREADS} threads", rounds, f"{wrong} results differ from one thread's", failures)
 
 
+def shared(args: argparse.Namespace) -> Iterator[Row]:
+    """M4: one object asked from four threads, 1,000 calls for each of ``--count``."""
+    number = 1000 * args.count
+    count = calls.run(number, seed=args.seed)
+    yield Row(f"{calls.THREADS} threads", number, calls.summary(count), count.problems)
+
+
+def interrupted(args: argparse.Namespace) -> Iterator[Row]:
+    """Exceptions out of signal handlers in calls, 200 for each of ``--count``, a tenth of them in isolated models."""
+    number = 200 * args.count
+    isolated = number // alarms.ISOLATED_SHARE
+    for what, isolate, share in (("calls", False, number - isolated), ("isolated calls", True, isolated)):
+        report = alarms.run(share, isolate=isolate, seed=args.seed)
+        done = f"{report.interrupted.total():,} of {report.calls:,} calls interrupted"
+        yield Row(what, report.calls, f"{done}, {len(report.problems)} wrong or refused afterwards", report.problems)
+
+
 def endings(args: argparse.Namespace) -> Iterator[Row]:
     """M5: objects that die in 20 orders, in each way."""
     for ending in lifetimes.ENDINGS:
@@ -111,6 +128,8 @@ PARTS: dict[str, Part] = {
     "headers": headers,
     "memory": memory,
     "threads": contexts,
+    "calls": shared,
+    "alarms": interrupted,
     "endings": endings,
     "planted": planted,
 }

@@ -102,12 +102,13 @@ def test_a_place_for_nothing(verb: str, place: str, inputs: Path, tmp_path: Path
         out = other / "out"
     else:
         out.symlink_to(other)
-    # A folder is what --to-adapter wants; a link to a file is replaced by who writes a file.
+    # A folder is what --to-adapter wants; the file that a link leads to is replaced by who writes a file.
     succeeds = {"a folder": wants_folder, "below a file": False, "a link to another file": not wants_folder}[place]
     assert call(verb, inputs, out, "--force") == (0 if succeeds else 2)
     if not succeeds:
         assert_refused(capfd, out if place == "a folder" else other)
-    assert other.read_text() == "other"
+    assert (other.read_bytes() == b"other") is (place != "a link to another file" or not succeeds)
+    assert out.is_symlink() is (place == "a link to another file")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -19,8 +19,9 @@ from .writers import WRITERS
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"watching system calls: {unavailable()}")
 
-# Those whose every operation fails once in the fast tests: Python, C++, and a folder; of the others every fourth does.
-EVERY_OPERATION = ("merge", "quantize base", "save adapter")
+# Those whose every operation fails once in the fast tests: Python, C++, a folder, and few operations; of the others
+# every fourth does.
+EVERY_OPERATION = ("merge", "quantize base", "save adapter", "save state")
 SLOW = [name for name, writer in WRITERS.items() if writer.slow]
 
 
