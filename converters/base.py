@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import otter_gguf.converters
 from otter_gguf import _native
+from otter_gguf.architectures import describe, supported
 from otter_gguf.errors import ConfigError, EngineError, FileError, OtterError, UnsupportedError
+from otter_gguf.files import open_regular, read_regular
 from otter_gguf.gguf.atomic import atomic_path
 
-from .checkpoint import read_json
+from .checkpoint import read_json, weight_map
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 
@@ -24,6 +28,11 @@ _RUNNER = Path(__file__).with_name("_run_llama_cpp.py")
 _BAR = "Writing:"  # the title of the script's progress bar
 _KEPT_LINES = 40
 _NEEDED = ("torch", "transformers", "safetensors")
+_CONFIGS = ("config.json", "tokenizer_config.json")
+_CODE_KEYS = ("auto_map", "configuration_files")
+"""Keys by which a folder has transformers load Python code, or another configuration, which may hold the first one."""
+_TEXT_PARTS = ("Gemma3ForConditionalGeneration",)
+"""Model classes with more than text, whose text part is of a supported architecture; that is what gets converted."""
 
 
 def convert_base(
@@ -40,14 +49,15 @@ def convert_base(
 
     Raises:
         FileError: Not such a folder, only pickled weights, damaged ones, or ``target`` cannot be written.
-        UnsupportedError: torch or transformers are missing, or the folder brings code of its own.
+        UnsupportedError: torch or transformers are missing, the folder brings code of its own, or its model is of an
+            architecture that takes no insertion.
         EngineError: llama.cpp's converter failed, its last line is part of the message; or its file is no model that
             fits itself, as with a configuration of other sizes than the weights.
     """
     folder = Path(folder)
     if outtype not in OUTTYPES:
         raise ConfigError(f"--outtype {outtype}: a base converts to {', '.join(OUTTYPES)}; quantize it afterwards")
-    check_folder(folder)
+    model_class = check_folder(folder)
     script = find_script()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -57,27 +67,73 @@ def convert_base(
     _check_weights(folder)
     inputs = [path for path in folder.iterdir() if path.is_file()]
     with atomic_path(target, inputs=inputs, force=force) as temporary:
-        _run([str(script), str(folder), "--outfile", str(temporary), "--outtype", outtype], folder, verbose)
+        options = ["--outfile", str(temporary), "--outtype", outtype]
+        _run([model_class, str(script), str(folder), *options], folder, verbose)
         _check_finished(temporary, folder)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse what is no model folder, and everything that would run code out of it."""
-    configs = [folder / "config.json", folder / "tokenizer_config.json"]
+def check_folder(folder: Path) -> str:
+    """Refuse what is no model folder, and everything that would run code out of it; returns the model's class."""
     if not folder.is_dir():
         raise FileError(f"{folder}: no such folder")
-    for path in [configs[0], *filter(Path.is_file, configs[1:])]:
-        if "auto_map" in read_json(path):
-            raise UnsupportedError(f"{path}: auto_map: a model that brings Python code of its own is not converted")
-    if not (any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").is_file()):
+    _check_brings_no_code(folder)
+    model_class = _model_class(folder / "config.json")
+    if not any(path.name.startswith("model") for path in weight_files(folder)):
         raise FileError(f"{folder}: no model*.safetensors; pickled weights (.bin, .pt) can run code and are not opened")
+    return model_class
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, and those that its index names. ``FileError`` if one is no regular file."""
+    found = set(folder.glob("*.safetensors"))
+    if (folder / "model.safetensors.index.json").is_file():
+        found |= {folder / name for name in weight_map(folder, "model").values()}
+    for path in found:
+        open_regular(path).close()
+    return sorted(found)
+
+
+def _check_brings_no_code(folder: Path) -> None:
+    """In any JSON file: which of them transformers reads depends on its version and on the others."""
+    for path in sorted(folder.glob("*.json")):
+        data = read_json(path) if path.name in _CONFIGS else _object_of(path)
+        for key in _CODE_KEYS:
+            # A vocabulary may hold such a word, with a token's id.
+            if key in data and type(data[key]) is not int:
+                raise UnsupportedError(f"{path}: {key}: a model that brings Python code of its own is not converted")
+
+
+def _object_of(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file holds nothing that transformers could read as one."""
+    try:
+        data = json.loads(read_regular(path).decode("utf-8"))
+    except (FileError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _model_class(path: Path) -> str:
+    """The class by which the script chooses its code. ``UnsupportedError`` unless it can be widened.
+
+    The script knows some two hundred more, each by code of its own that nobody here has read.
+    """
+    config = read_json(path)
+    text_config = config.get("text_config")
+    names = (text_config.get("architectures") if isinstance(text_config, dict) else None) or config.get("architectures")
+    allowed = (*(describe(model_type).model_class for model_type in supported()), *_TEXT_PARTS)
+    if not isinstance(names, list) or not names or names[0] not in allowed:
+        raise UnsupportedError(
+            f"{path}: architectures is {names!r}, expected one of {', '.join(sorted(allowed))}; convert other models "
+            "with llama.cpp's convert_hf_to_gguf.py, which may run code that they bring"
+        )
+    return str(names[0])
 
 
 def _check_weights(folder: Path) -> None:
     """The script takes headers at their word; the reference implementation of the format does not."""
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="numpy"):
                 pass

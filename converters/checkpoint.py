@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_gguf.errors import FileError, UnsupportedError
+from otter_gguf.files import open_regular, read_regular
 
 Float32 = npt.NDArray[np.float32]
 
@@ -56,19 +57,17 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         """``FileError`` if the file is missing or damaged, ``UnsupportedError`` for tensors that are no floats."""
         self.path = Path(path)
-        try:
-            self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror}") from None
+        self._file = open_regular(self.path)
         try:
             self._tensors = _read_header(self._file, self.path)
+            self._shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         except BaseException:
             self._file.close()
             raise
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
+        return self._shapes
 
     def rows(self, name: str, begin: int, end: int) -> Float32:
         """Rows of a tensor; a vector has one row."""
@@ -108,7 +107,7 @@ class Checkpoint:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {name: self._file_of[name].shapes()[name] for name in self._file_of}
+        return {name: file.shapes()[name] for name, file in self._file_of.items()}
 
     def rows(self, name: str, begin: int, end: int) -> Float32:
         """Rows of a tensor; a vector has one row."""
@@ -133,19 +132,17 @@ class Checkpoint:
         return self._files[file_name]
 
     def _open_shards(self, stem: str) -> None:
-        for name, file_name in _weight_map(self.path, stem).items():
+        for name, file_name in weight_map(self.path, stem).items():
             file = self._file_of[name] = self._open(file_name)
             if name not in file.shapes():
                 raise FileError(f"{file.path}: tensor {name} is missing, though the index names this file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. ``FileError`` if the file is missing or holds something else."""
+    """A JSON object. ``FileError`` if the file is missing, too large, or holds something else."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_regular(path).decode("utf-8"))
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text for any file
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -153,18 +150,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _weight_map(folder: Path, stem: str) -> dict[str, str]:
+def weight_map(folder: Path, stem: str) -> dict[str, str]:
     """File name of every tensor, from the index of the shards."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         raise FileError(f"{folder}: {_why_no_weights(folder, stem)}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise FileError(f"{index}: weight_map is missing or empty")
-    for file_name in weight_map.values():
+    for file_name in files.values():
         if not isinstance(file_name, str) or Path(file_name).name != file_name or "\0" in file_name:
             raise FileError(f"{index}: weight_map names {file_name!r}, expected a file of the same folder")
-    return weight_map
+    return files
 
 
 def _why_no_weights(folder: Path, stem: str) -> str:

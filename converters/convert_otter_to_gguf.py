@@ -22,7 +22,8 @@ _OUTTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "auto")
 _DESCRIPTION = f"""{HELP}.
 
 The kind of the input is found in the folder: an adapter (otter_config.json) or a widened checkpoint (config.json with
-"otter") gives a sidecar and needs --base; any other Hugging Face model gives a base GGUF, by llama.cpp's converter.
+"otter") gives a sidecar and needs --base; any other Hugging Face model of a supported architecture gives a base GGUF,
+by llama.cpp's converter; code that a model brings is never run.
 --to-adapter makes an adapter folder of a sidecar or a merged file."""
 
 

@@ -48,7 +48,7 @@ def convert_sidecar(sidecar: str | Path, folder: str | Path, *, force: bool = Fa
         if folder.is_dir():
             for name in _NAMES:
                 check_target(folder / name, inputs=(source,), force=force)
-        with atomic_folder(folder, names=_NAMES, last=CONFIG_NAME) as made:
+        with atomic_folder(folder, names=_NAMES, last=CONFIG_NAME, inputs=(source,)) as made:
             if not is_merged(file):
                 return _write_adapter(file, source, made)
             part = made / "sidecar.gguf"

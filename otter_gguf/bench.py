@@ -8,7 +8,6 @@ llama-bench.
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from .generation.request import Request, texts_of
 from .gguf.base import BaseFiles, is_inserted
 from .loading import ModelFiles, check_files, load_model, make_context
 from .options import LoadOptions
+from .threads import default_threads
 from .verify import stock_files
 
 Progress = Callable[[str], object]
@@ -366,7 +366,7 @@ def _result(
         floor=1 + added / bytes_read(files.path, inserted=False),
         devices=_device_names(options),
         options=options,
-        n_threads=options.n_threads or os.cpu_count() or 1,
+        n_threads=options.n_threads or default_threads(),
         tests=tests,
         python_share=share,
         step_ms=step_ms,

@@ -6,9 +6,23 @@ The native module raises the same classes; ``tests/test_errors.py`` compares bot
 
 from __future__ import annotations
 
+import re
+
+MAX_MESSAGE = 8000
+"""Characters of a message. Of a longer one, such as of a pattern of a megabyte, the middle is left out."""
+
+_END = 1000  # what to do stands there
+_BREAK = re.compile("[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\\s*")
+
 
 class OtterError(Exception):
-    """Base class of every error that data, files or arguments can cause."""
+    """Base class of every error that data, files or arguments can cause.
+
+    Its message is one line of printable characters, whatever names and texts of others stand in it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
 
 
 class FileError(OtterError):
@@ -33,3 +47,18 @@ class EngineError(OtterError):
 
 class ContextFullError(OtterError):
     """The KV cache has no room for the tokens of this call."""
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, with backslashes for what cannot be printed, and of a bounded length."""
+    text = _bounded(text)
+    if text.isprintable():
+        return text
+    text = _BREAK.sub(" ", text).strip()
+    return _bounded("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[: MAX_MESSAGE - _END]} ... ({len(text)} characters) ... {text[-_END:]}"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from . import _native
 from .errors import FileError
+from .files import open_regular
 from .gguf import encoding
 
 Float32 = npt.NDArray[np.float32]
@@ -39,9 +40,9 @@ class ImportanceMatrix:
 
 
 def read_importance(path: str | Path) -> ImportanceMatrix:
-    """Read an importance matrix. ``FileError`` if the file is damaged or of another kind."""
+    """Read an importance matrix. ``FileError`` if the file is damaged, or no regular file or of another kind."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             is_gguf = file.read(len(encoding.MAGIC)) == encoding.MAGIC
             file.seek(0)
             matrix = _read_gguf(str(path)) if is_gguf else _read_dat(str(path), file)

@@ -265,8 +265,8 @@ class _Base:
     def _quantizer(self, target: str, **more: Any) -> _native.QuantizeReport:
         options = self.options
         return _native.model_quantize(
-            self.files.path,
-            target,
+            os.fsencode(self.files.path),  # a name may be no UTF-8
+            os.fsencode(target),
             options.base_type,
             options.n_threads,
             pure=options.pure,

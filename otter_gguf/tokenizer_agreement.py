@@ -7,6 +7,7 @@ torch nor transformers is imported before a tokenizer is loaded.
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def compare_tokenizers(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
     with BaseFiles.open(base) as files:
         _native.check_base(files.head)
         n_used = _n_used(files.head)
-    pair = _Pair(_native.Model(str(base), vocab_only=True), tokenizer)
+    pair = _Pair(_native.Model(os.fsencode(base), vocab_only=True), tokenizer)
     found = Agreement([*pair.vocabulary_differences(n_used), *pair.added_differences()])
     pieces = pair.pieces(n_used)
     pair.compare_texts(found, [*PROBES, *pair.special_texts(), *pieces])

@@ -152,12 +152,12 @@ def manual_text() -> str:
 def stock_files(files: ModelFiles) -> Iterator[ModelFiles]:
     """The base alone; of a merged file a temporary copy, for stock llama.cpp refuses merged files."""
     if files.sidecar:
-        yield dataclasses.replace(files, sidecar="", insertion=None)
+        yield dataclasses.replace(files, sidecar="", insertion=None, places=(files.places[0], ""))
         return
     with tempfile.TemporaryDirectory(prefix="otter-gguf-") as folder:
         path = Path(folder) / "base.gguf"
         split(files.path, path, None)
-        yield dataclasses.replace(files, path=str(path), insertion=None)
+        yield dataclasses.replace(files, path=str(path), insertion=None, places=("", ""), states=())
 
 
 class _Pair:

@@ -6,11 +6,13 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +23,7 @@ from tests.refusals import assert_names, refused
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPER = ROOT / "cmake" / "fetch_llama_cpp.py"
+FETCH = ROOT / "cmake" / "FetchLlamaCpp.cmake"
 VERSION = "0.3.36"
 TOP = f"llama_cpp_python-{VERSION}"
 TREE = f"{TOP}/vendor/llama.cpp"
@@ -81,12 +84,12 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def run_helper(cache: Path, index: Path, digest: str) -> subprocess.CompletedProcess[str]:
-    """The helper as CMake runs it; pip sees the folder ``index`` and no network."""
+def run_helper(cache: Path, index: Path, *hashes: str) -> subprocess.CompletedProcess[str]:
+    """The helper as CMake runs it with the hashes of archive and tree; pip sees the folder ``index`` and no network."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     environment |= {"OTTER_CACHE_DIR": str(cache), "PIP_FIND_LINKS": str(index)}
     environment |= {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
-    command = [sys.executable, str(HELPER), VERSION, digest]
+    command = [sys.executable, str(HELPER), VERSION, *hashes]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -101,27 +104,104 @@ def test_fetch_unpacks_what_is_needed_and_reuses_it(tmp_path: Path) -> None:
     first = run_helper(tmp_path / "cache", tmp_path / "index", digest)
     assert first.returncode == 0, first.stderr
     tree = Path(first.stdout.strip())
+    assert_names(first.stderr, helper.tree_sha256(tree))
     found = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
     assert found == ["CMakeLists.txt", "common/json.cpp", "models/templates/Some.jinja", "src/models/llama.cpp"]
     assert leftovers(tmp_path / "cache") == [tree.name]
 
     archive.unlink()  # from here on pip could not fetch it
-    again = run_helper(tmp_path / "cache", tmp_path / "index", digest)
-    assert (again.returncode, again.stdout) == (0, first.stdout)
+    again = run_helper(tmp_path / "cache", tmp_path / "index", digest, helper.tree_sha256(tree))
+    assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
 
 
-def test_a_tree_of_an_older_version_gets_what_it_lacks(tmp_path: Path) -> None:
-    """Under the same name, and with what it holds untouched: llama.cpp is not compiled again."""
+@pytest.fixture
+def pinned(tmp_path: Path) -> tuple[Path, str, str]:
+    """A fetched tree, the hash of its archive, and its own."""
     digest = sha256(write_archive(tmp_path / "index", FILES))
     tree = Path(run_helper(tmp_path / "cache", tmp_path / "index", digest).stdout.strip())
-    (tree / "common" / "json.cpp").unlink()
-    (tree / "common").rmdir()
-    (tree / "CMakeLists.txt").write_text("as it was\n")
-    again = run_helper(tmp_path / "cache", tmp_path / "index", digest)
-    assert again.stdout.strip() == str(tree)
-    assert (tree / "common" / "json.cpp").read_text() == "// JSON\n"
-    assert (tree / "CMakeLists.txt").read_text() == "as it was\n"
-    assert leftovers(tmp_path / "cache") == [tree.name]
+    return tree, digest, helper.tree_sha256(tree)
+
+
+def link_for_folder(tree: Path) -> None:
+    (tree / "common").rename(tree.parent / "moved")
+    (tree / "common").symlink_to(tree.parent / "moved")
+
+
+def folder_for_file(tree: Path) -> None:
+    (tree / "CMakeLists.txt").unlink()
+    (tree / "CMakeLists.txt").mkdir()
+    (tree / "CMakeLists.txt" / "file").write_text("")
+
+
+def nothing_but_a_name(tree: Path) -> None:
+    shutil.rmtree(tree)
+    (tree / "common").mkdir(parents=True)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a changed file": lambda tree: (tree / "CMakeLists.txt").write_text("evil\n"),
+    "a missing file": lambda tree: (tree / "common" / "json.cpp").unlink(),
+    "a missing folder": lambda tree: shutil.rmtree(tree / "common"),
+    "another file": lambda tree: (tree / "src" / "stdio.h").write_text("evil\n"),
+    "a link": lambda tree: (tree / "src" / "more").symlink_to(tree / "common"),
+    "a link for a folder": link_for_folder,
+    "a folder for a file": folder_for_file,
+    "nothing but a name": nothing_but_a_name,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tree_that_was_changed_is_mended(change: str, pinned: tuple[Path, str, str], tmp_path: Path) -> None:
+    """What is as it was keeps its time, so that llama.cpp is not compiled again."""
+    tree, *hashes = pinned
+    before = (tree / "src" / "models" / "llama.cpp").stat()
+    CHANGES[change](tree)
+    assert helper.tree_sha256(tree) != hashes[1]
+    result = run_helper(tmp_path / "cache", tmp_path / "index", *hashes)
+    assert result.stdout.strip() == str(tree), result.stderr
+    assert helper.tree_sha256(tree) == hashes[1]
+    if change != "nothing but a name":
+        after = (tree / "src" / "models" / "llama.cpp").stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_tree_that_was_changed_is_never_built(pinned: tuple[Path, str, str], tmp_path: Path) -> None:
+    """Where it cannot be fetched again, the error says why it must be."""
+    tree, *hashes = pinned
+    (tree / "CMakeLists.txt").write_text("evil\n")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "index").mkdir()
+    result = run_helper(tmp_path / "cache", tmp_path / "index", *hashes)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert_names(result.stderr, tree, helper.tree_sha256(tree), hashes[1], "pip")
+
+
+def test_byte_code_of_the_converter_is_no_change(pinned: tuple[Path, str, str], tmp_path: Path) -> None:
+    tree, *hashes = pinned
+    (tree / "src" / "__pycache__").mkdir()
+    (tree / "src" / "__pycache__" / "a.pyc").write_text("")
+    shutil.rmtree(tmp_path / "index")
+    assert run_helper(tmp_path / "cache", tmp_path / "index", *hashes).returncode == 0
+
+
+def test_a_tree_that_the_archive_does_not_hold_is_refused(pinned: tuple[Path, str, str], tmp_path: Path) -> None:
+    _, digest, tree_hash = pinned
+    shutil.rmtree(tmp_path / "cache")
+    result = run_helper(tmp_path / "cache", tmp_path / "index", digest, "0" * 64)
+    assert result.returncode == 1
+    assert_names(result.stderr, tree_hash, "0" * 64)
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_the_pinned_tree_is_what_is_built() -> None:
+    """Where it is in the cache: the value in FetchLlamaCpp.cmake is that of its files."""
+    pins = dict(re.findall(r'set\((OTTER_LLAMA_CPP_\w+) "([^"]+)"\)', FETCH.read_text("utf-8")))
+    version, digest = pins["OTTER_LLAMA_CPP_SDIST"], pins["OTTER_LLAMA_CPP_SHA256"]
+    tree = helper.cache_dir() / f"llama.cpp-{version}-{digest[:12]}"
+    if not tree.is_dir():
+        pytest.skip("no tree in the cache")
+    assert helper.tree_sha256(tree) == pins["OTTER_LLAMA_CPP_TREE_SHA256"]
 
 
 def test_another_pinned_archive_gets_another_folder(tmp_path: Path) -> None:
@@ -151,6 +231,18 @@ def test_fetch_refuses_another_archive(tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
     assert_names(result.stderr, digest, expected)
     assert leftovers(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_nothing_of_an_unchecked_archive_runs(is_pinned: bool, tmp_path: Path) -> None:
+    """pip asks the build backend for metadata; of the pinned archive alone."""
+    evil = {f"{TOP}/backend.py": f"open({str(tmp_path / 'ran')!r}, 'w').close()\n{BACKEND}"}
+    digest = sha256(write_archive(tmp_path / "index", FILES | evil))
+    result = run_helper(tmp_path / "cache", tmp_path / "index", digest if is_pinned else "0" * 64)
+    assert result.returncode == (0 if is_pinned else 1), result.stderr
+    assert (tmp_path / "ran").exists() is is_pinned
+    if not is_pinned:
+        assert_names(result.stderr, digest, "0" * 64)
 
 
 def test_fetch_names_a_cache_it_cannot_write(tmp_path: Path) -> None:
@@ -210,14 +302,15 @@ def test_folders_of_killed_runs_are_removed_and_young_ones_kept(tmp_path: Path) 
     assert leftovers(tmp_path) == [".fetch-young", "llama.cpp-tree"]
 
 
-def test_publish_accepts_the_tree_of_a_faster_build(tmp_path: Path) -> None:
+def test_publish_beside_a_faster_build(tmp_path: Path) -> None:
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
+        (tmp_path / name / "file").write_text("the same")
+    inode = (tmp_path / "theirs" / "file").stat().st_ino
     helper.publish(tmp_path / "mine", tmp_path / "theirs")
-    assert (tmp_path / "theirs" / "file").read_text() == "theirs"
+    assert (tmp_path / "theirs" / "file").stat().st_ino == inode
     helper.publish(tmp_path / "mine", tmp_path / "free")
-    assert (tmp_path / "free" / "file").read_text() == "mine"
+    assert (tmp_path / "free" / "file").read_text() == "the same"
     with pytest.raises(OSError, match="missing"):
         helper.publish(tmp_path / "mine", tmp_path / "missing" / "folder")
 

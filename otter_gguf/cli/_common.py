@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from ..errors import ConfigError, FileError
+from ..files import MAX_TEXT, read_stream
 from ..options import LoadOptions, SamplingOptions, choices
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("-w", "--weight", type=number, help="steer by reward: logits per unit (paper: 1.0 to 1.5)")
     group.add_argument("--candidates", type=int, metavar="N", help="tokens considered in a step (args: 10)")
-    group.add_argument("--label", help="which reward guides, if the model predicts several")
+    group.add_argument("--label", type=utf8, help="which reward guides, if the model predicts several")
     group.add_argument("--reward-model", metavar="FILE", help="take the rewards from this model of the same vocabulary")
     group.add_argument("--reward-otter", metavar="FILE", help="its sidecar; not with a merged file")
 
@@ -74,10 +74,15 @@ def add_constraint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN(+/-)BIAS",
         help="add to a token's logit, by its id: 15043+1, 15043-inf (may be repeated)",
     )
-    group.add_argument("--grammar", dest="gbnf", metavar="GBNF", help="the text must follow this grammar")
+    group.add_argument("--grammar", dest="gbnf", type=utf8, metavar="GBNF", help="the text must follow this grammar")
     group.add_argument("--grammar-file", dest="gbnf_file", metavar="FILE", help="the grammar of this file")
     group.add_argument(
-        "-j", "--json-schema", dest="schema", metavar="SCHEMA", help="the text must be JSON of this schema; {} = any"
+        "-j",
+        "--json-schema",
+        dest="schema",
+        type=utf8,
+        metavar="SCHEMA",
+        help="the text must be JSON of this schema; {} = any",
     )
     group.add_argument(
         "-jf",
@@ -121,6 +126,14 @@ def _parser_of(hint: Any) -> Callable[[str], Any]:
     if hint == tuple[float, ...]:
         return lambda text: tuple(map(number, text.split(",")))
     return str
+
+
+def utf8(argument: str) -> str:
+    """A text as it was typed, in UTF-8 whatever the locale says. What is none stays as Python has it."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument  # with half a surrogate pair for each byte, which is refused where the text is used
 
 
 def number(text: str) -> float:
@@ -228,13 +241,10 @@ def constraints(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def read_text(path: str) -> str:
-    """A text file in UTF-8; ``-`` is stdin."""
+def read_text(path: str, limit: int = MAX_TEXT) -> str:
+    """A text file in UTF-8, of at most ``limit`` bytes; ``-`` is stdin."""
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        return read_stream(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: no UTF-8 text (byte {error.start})") from None
 

@@ -7,6 +7,7 @@ independent of the reward reads both. A plot goes to ./otter-demo.png. Takes abo
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 HELP = "run the shipped demo model: convert, verify, plain and guided decoding side by side"
 
 _CONTEXT = 256
-_WIDTH = 118
+_WIDTH, _LEAST_WIDTH = 118, 40
+"""Columns of the report at most, which is what a file gets, and at least."""
 _MIN_LOGITS = 1_000_000
 
 
@@ -157,6 +159,8 @@ def _report(experiment: Experiment, result: dict[str, Any], args: argparse.Names
     print(f"score     {result['unseen_pairs_ranked']:.0%} of story pairs in unseen words ranked rightly")
     print(f"decode    {len(experiment.prompts)} stories, weight {experiment.settings.weight:g}\n")
     print(report.table(experiment))
-    for line in report.examples(experiment, args.examples, _WIDTH, paint if coloured else lambda text, reward: text):
+    # One column is left free: some terminals break a line that fills them.
+    width = max(_LEAST_WIDTH, min(_WIDTH, shutil.get_terminal_size((_WIDTH + 1, 0)).columns - 1))
+    for line in report.examples(experiment, args.examples, width, paint if coloured else lambda text, reward: text):
         print(line)
     print(f"\n{result['plot'] or 'no plot'}, {result['seconds']:.0f} s")

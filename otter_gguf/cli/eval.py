@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, FileError
+from ..files import MAX_ROWS
 from . import _common
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         plan = _plan(args, stack)
         judge, embedder = _judge(args, stack), _embedder(args)
         args.output.mkdir(parents=True, exist_ok=True)
+        _check_outputs(args)
         results = evaluate(plan, judge, embedder=embedder, folder=args.output, force=args.force, progress=_progress)
     write(results, args.output, plot=not args.no_plot)
     if args.json:
@@ -116,6 +118,17 @@ def run(args: argparse.Namespace) -> int:
 
         print(terminal_safe(markdown(results)), end="")
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """No file of an earlier run, nor what a killed one left, is the prompts or a model of this one."""
+    from ..evaluation.evaluate import TEXTS
+    from ..gguf.atomic import check_target
+
+    given = (args.prompts, args.model, args.otter, args.second_model, args.second_otter)
+    inputs = [path for path in (*given, args.judge_model, args.judge_otter) if path is not None]
+    for name in (RESULTS, REPORT, TEXTS):
+        check_target(args.output / name, inputs=inputs, force=True)
 
 
 def write(results: Results, folder: Path, *, plot: bool) -> None:
@@ -213,7 +226,7 @@ def read_prompts(path: str) -> list[str]:
     Raises:
         FileError: The file cannot be read, or an entry is no prompt.
     """
-    text = _common.read_text(path)
+    text = _common.read_text(path, MAX_ROWS)
     ending = Path(path).suffix.lower()
     if ending == ".json":
         entries = _parse(text, path)
@@ -229,7 +242,7 @@ def read_prompts(path: str) -> list[str]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
         raise FileError(f"{where}: no JSON: {error}") from None
 
 

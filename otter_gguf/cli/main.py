@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TextIO
 
 from .. import __version__
 from ..errors import OtterError
@@ -37,8 +38,10 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. Wrong input is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Run a verb. Wrong input is one line on stderr and exit code 2; Ctrl-C is 130. Where stdout is closed, or cannot
+    be written to, what would be printed is lost, which the exit code says in the second case."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     _accept_any_text()
     try:
         args = build_parser(arguments).parse_args(arguments)
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _reader_left()
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), WRONG_INPUT)
+    except (ValueError, OverflowError) as error:  # a number or a text that nobody expected
+        return _complain(f"{type(error).__name__}: {error}", WRONG_INPUT)
     except MemoryError:
         return _complain("not enough memory", 1)
     return int(code)
@@ -80,23 +85,49 @@ def verb_module(verb: str) -> ModuleType:
     return importlib.import_module(f".{verb}", __package__)
 
 
+def _open_closed_streams() -> None:
+    """Nothing else may get the descriptor of a stream that is closed, as with ``>&-``: llama.cpp prints to them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (until the process ends)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def _accept_any_text() -> None:
-    """Write what the locale's encoding lacks as an escape instead of failing."""
+    """Write what the locale's encoding lacks as an escape instead of failing; read pipes and files in UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
+        with contextlib.suppress(io.UnsupportedOperation):  # it has been read from already
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"otter-gguf: {terminal_safe(' '.join(message.split()))}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is sys.stderr:
+                print(f"otter-gguf: {terminal_safe(' '.join(message.split()))}", file=stream)
+            stream.flush()
+        except OSError:
+            _discard(stream)
     return code
 
 
 def _reader_left() -> int:
-    """The reader of our output is gone, as in ``| head``: no error; keep Python from flushing into the void."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of our output is gone, as in ``| head``: no error."""
+    _discard(sys.stdout)
     return 0
+
+
+def _discard(stream: TextIO) -> None:
+    """Keep Python from writing what is left of a stream that cannot be written to when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,20 @@ COMMANDS = "/reset forgets the conversation, /exit ends it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags as in llama.cpp."""
-    parser.add_argument("-p", "--prompt", help="text to continue")
+    parser.add_argument("-p", "--prompt", type=_common.utf8, help="text to continue")
     parser.add_argument("-f", "--file", metavar="FILE", help="file with the text to continue; - is stdin")
     parser.add_argument("-n", "--predict", type=int, default=256, metavar="N", help="tokens at most (default: 256)")
-    parser.add_argument("-r", "--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
-    parser.add_argument("-sys", "--system-prompt", metavar="TEXT", help="first message of a conversation")
+    parser.add_argument(
+        "-r",
+        "--stop",
+        action="append",
+        type=_common.utf8,
+        metavar="TEXT",
+        help="end before this text (may be repeated)",
+    )
+    parser.add_argument(
+        "-sys", "--system-prompt", type=_common.utf8, metavar="TEXT", help="first message of a conversation"
+    )
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print the completion with all rewards as JSON (with -p)")
     parser.add_argument(
@@ -84,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_outputs(args: argparse.Namespace, prompt: str | None) -> None:
     """What would be refused at the end is refused before a model is loaded."""
-    from ..gguf.atomic import check_target
+    from ..gguf.atomic import check_target, same_target
 
     for flag, value in (("--json", args.json), ("--records", args.records), ("--html", args.html)):
         if value and prompt is None:
@@ -93,7 +102,7 @@ def _check_outputs(args: argparse.Namespace, prompt: str | None) -> None:
     inputs = [path for path in given if path is not None]
     for path in filter(None, (args.records, args.html)):
         check_target(Path(path), inputs=inputs, force=args.force)
-    if args.html is not None and args.html == args.records:
+    if args.html and args.records and same_target(args.html, args.records):
         raise ConfigError("--html and --records name the same file")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ContextFullError, FileError
+from ..files import MAX_ROWS
 from . import _common
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ KINDS: tuple[tuple[str, ...], ...] = (("text",), ("prompt", "response"), ("chose
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags as in llama.cpp."""
     parser.add_argument("input", nargs="?", metavar="FILE", help="JSON lines; - is stdin")
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="score this text")
+    parser.add_argument("-p", "--prompt", type=_common.utf8, metavar="TEXT", help="score this text")
     parser.add_argument("-f", "--file", metavar="FILE", help="score the text of this file; - is stdin")
     parser.add_argument("--tokens", action="store_true", help="also the rewards of every token")
     _common.add_model_arguments(parser, leave_out=("n_seq_max",))
@@ -85,7 +86,7 @@ def _rows(args: argparse.Namespace) -> Iterator[tuple[int, Row]]:
     if text is not None:
         yield 0, {"text": text}
         return
-    for number, line in enumerate(_common.read_text(args.input).splitlines(), 1):
+    for number, line in enumerate(_common.read_text(args.input, MAX_ROWS).splitlines(), 1):
         if line.strip():
             yield number, parse_row(line, f"{args.input}: line {number}: ")
 
@@ -94,7 +95,7 @@ def parse_row(line: str, where: str) -> Row:
     """A row of JSON lines. ``FileError`` names the line and what is wrong with it."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
         raise FileError(f"{where}no JSON: {error}") from None
     if not isinstance(row, dict):
         raise FileError(f"{where}expected an object, found {type(row).__name__}")

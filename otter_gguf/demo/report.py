@@ -15,6 +15,7 @@ Word = list[tuple[str, float]]
 """Pieces without a break between them, each with its reward."""
 
 _GAP = "   "
+_LEAST_COLUMN = 26  # a title has 20 characters
 
 
 def table(experiment: Experiment) -> str:
@@ -22,14 +23,14 @@ def table(experiment: Experiment) -> str:
     plain, guided = experiment.plain.to_dict(), experiment.guided.to_dict()
     rows = [
         ("judge, all words", "judge_mean", "+.2f", _difference(experiment.difference)),
-        ("judge, words unseen in training", "judge_unseen_mean", "+.2f", _difference(experiment.unseen_difference)),
+        ("judge, unseen words", "judge_unseen_mean", "+.2f", _difference(experiment.unseen_difference)),
         ("reward at the end", "reward_mean", "+.2f", ""),
         ("different word triples", "distinct_3", ".0%", ""),
         ("ms per token", "ms_per_token", ".2f", f"{guided['ms_per_token'] / plain['ms_per_token']:.2f} times"),
     ]
-    lines = [f"{'':32}{'plain':>8}{'guided':>9}"]
+    lines = [f"{'':24}{'plain':>6}{'guided':>8}"]  # 80 columns with the longest remark
     for title, key, form, remark in rows:
-        lines.append(f"{title:32}{format(plain[key], form):>8}{format(guided[key], form):>9}   {remark}".rstrip())
+        lines.append(f"{title:24}{format(plain[key], form):>6}{format(guided[key], form):>8}  {remark}".rstrip())
     return "\n".join(lines)
 
 
@@ -38,17 +39,24 @@ def _difference(difference: Difference) -> str:
 
 
 def examples(experiment: Experiment, count: int, width: int, paint: Paint) -> Iterator[str]:
-    """Lines that show the first stories: the prompt, then plain and guided beside each other."""
-    column = (width - len(_GAP)) // 2
+    """Lines that show the first stories: the prompt, then plain and guided beside each other, or one after the other
+    where there is no room for two columns."""
+    beside = width >= 2 * _LEAST_COLUMN + len(_GAP)
+    column = (width - len(_GAP)) // 2 if beside else width
     sides = {"plain": experiment.plain, "guided": experiment.guided}
     for index in range(min(count, len(experiment.prompts))):
         yield ""
         yield from textwrap.wrap(terminal_safe(experiment.prompts[index]), width)
         titles = [f"{name} (judge {side.scores[index]:+.2f})" for name, side in sides.items()]
-        yield (titles[0].ljust(column) + _GAP + titles[1]).rstrip()
         columns = [wrap_words(words(side.continuations[index]), column) for side in sides.values()]
-        for left, right in zip_longest(*columns, fillvalue=[]):
-            yield (_line(left, column, paint) + _GAP + _line(right, 0, paint)).rstrip()
+        if beside:
+            yield (titles[0].ljust(column) + _GAP + titles[1]).rstrip()
+            for left, right in zip_longest(*columns, fillvalue=[]):
+                yield (_line(left, column, paint) + _GAP + _line(right, 0, paint)).rstrip()
+            continue
+        for title, lines in zip(titles, columns, strict=True):
+            yield title
+            yield from (_line(line, 0, paint) for line in lines)
 
 
 def words(continuation: Continuation) -> list[Word]:

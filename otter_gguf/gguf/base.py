@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from ..errors import ConfigError, FileError, UnsupportedError
 from . import keys
 
 _SHARD = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+_TENSORS_COUNT = "split.tensors.count"
 
 
 class BaseFiles:
@@ -26,7 +29,8 @@ class BaseFiles:
 
     @classmethod
     def open(cls, path: str | Path) -> BaseFiles:
-        """Open a base, given by its file or by its first shard. ``FileError`` if a shard is missing or damaged."""
+        """Open a base, given by its file or by its first shard. ``FileError`` if a shard is missing or damaged, or they
+        do not belong together."""
         first = _native.GgufFile(str(path))
         count = _shard_count(first)
         if count == 1:
@@ -37,7 +41,9 @@ class BaseFiles:
         if int(match["number"]) != 1:
             raise FileError(f"{path}: give the first shard, {match['prefix']}-00001-of-{match['count']}.gguf")
         rest = [f"{match['prefix']}-{number:05d}-of-{match['count']}.gguf" for number in range(2, count + 1)]
-        return cls([first, *(_native.GgufFile(str(Path(path).with_name(name))) for name in rest)])
+        files = [first, *(_native.GgufFile(str(Path(path).with_name(name))) for name in rest)]
+        _check_shards(files)
+        return cls(files)
 
     @property
     def head(self) -> _native.GgufFile:
@@ -73,6 +79,37 @@ class BaseFiles:
 
     def __exit__(self, *args: object) -> None:
         self.close()
+
+
+def _check_shards(files: Sequence[_native.GgufFile]) -> None:
+    """What llama.cpp refuses when it loads."""
+    head = files[0]
+    if _TENSORS_COUNT not in head.keys:
+        raise FileError(f"{head.path}: key {_TENSORS_COUNT} is missing, which the first of several files must have")
+    place: dict[str, str] = {}
+    for file in files:
+        for tensor in file.tensors:
+            if tensor.name in place:
+                raise FileError(f"{file.path}: tensor {tensor.name} stands in {place[tensor.name]} too")
+            place[tensor.name] = file.path
+
+
+def is_shard_name(path: Path) -> bool:
+    """Whether a file is called like one of a split base."""
+    return _SHARD.fullmatch(path.name) is not None
+
+
+def shards_beside(path: Path) -> Iterator[Path]:
+    """The files that belong to one of a split base, by their names, the first one first; ``path`` alone if it is none.
+
+    How many there are is what the name says: who takes them must stop where one is missing.
+    """
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        yield path
+        return
+    for number in range(1, int(match["count"]) + 1):
+        yield path.with_name(f"{match['prefix']}-{number:05d}-of-{match['count']}.gguf")
 
 
 def is_inserted(tensor_name: str) -> bool:

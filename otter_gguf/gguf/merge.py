@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .. import _native
-from ..errors import FileError, UnsupportedError
+from ..errors import ConfigError, FileError, UnsupportedError
 from . import encoding, keys
-from .atomic import atomic_path
+from .atomic import atomic_path, same_target
 from .base import BaseFiles, is_inserted
 from .checksums import check_checksums, has_checksums
 from .encoding import padding
@@ -48,7 +48,10 @@ def split(merged: str | Path, base: str | Path | None, sidecar: str | Path | Non
 
     Raises:
         FileError: The file is damaged, no merged file, or a part is not what was merged (by its sha256).
+        ConfigError: Both parts would be one file.
     """
+    if base is not None and sidecar is not None and same_target(base, sidecar):
+        raise ConfigError(f"{base}: base and sidecar cannot be written to one file: give two names")
     with _native.GgufFile(str(merged)) as file, ExitStack() as stack:
         parts = MergedParts(file)
         for target, chunks, digest in (

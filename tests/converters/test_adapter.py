@@ -244,7 +244,7 @@ def test_an_unknown_architecture_is_unsupported(tmp_path: Path) -> None:
             ("sizes", "2**32"),
         ),
         ({"insertion": insertion().to_dict() | {"heads": [{"scale": [1e300]}]}}, FileError, ("scales", "float32")),
-        ({"insertion": insertion().to_dict() | {"heads": [{"scale": ["a"]}]}}, FileError, ("insertion", "'a'")),
+        ({"insertion": insertion().to_dict() | {"heads": [{"scale": ["a"]}]}}, FileError, ("scale", "'a'")),
         ({"insertion": insertion().to_dict() | {"heads": [3]}}, FileError, ("HeadConfig",)),
     ],
 )

@@ -18,7 +18,7 @@ from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.fingerprint import fingerprint
 from tests.refusals import refused
 
-from ..gguf.toy_files import GEOMETRY, base_tensors, gguf_name, rope_order
+from ..gguf.toy_files import GEOMETRY, base_tensors, gguf_name, rope_order, save_safetensors
 from .toy_hf import Payload, write_hf_model
 
 
@@ -68,9 +68,10 @@ def test_the_script_is_told_to_work_in_a_clone(model: Path, tmp_path: Path) -> N
 
 
 def test_the_converters_own_words_are_in_the_error(tmp_path: Path) -> None:
-    folder = write_hf_model(tmp_path / "odd", architectures=["NobodyForCausalLM"])
+    folder = write_hf_model(tmp_path / "odd")
+    save_safetensors(folder / "model.safetensors", {**base_tensors(), "model.nobody.weight": np.ones(4, np.float32)})
     (tmp_path / "base.gguf").write_text("old")
-    with refused(EngineError, folder, "NobodyForCausalLM", "--verbose"):
+    with refused(EngineError, folder, "model.nobody.weight", "--verbose"):
         convert_base(folder, tmp_path / "base.gguf", force=True)
     assert (tmp_path / "base.gguf").read_text() == "old"
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,35 @@ def test_json_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text, errors="surrogateescape")
     with refused(OtterError, tmp_path / "c.json"):
         read_json(tmp_path / "c.json")
+
+
+# ---- large and odd files ---------------------------------------------------------------------------------------
+
+
+def test_tens_of_thousands_of_tensors_take_linear_time(tmp_path: Path) -> None:
+    """As large mixtures of experts have; in one file and in shards."""
+    count = 40_000
+    names = [f"t{number}" for number in range(count)]
+    places = {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * number, 4 * number + 4]}
+        for number, name in enumerate(names)
+    }
+    write_raw(tmp_path / "model.safetensors", places, bytes(4 * count))
+    begin = time.monotonic()
+    with Checkpoint(tmp_path) as checkpoint:
+        assert len(checkpoint.shapes()) == count
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with Checkpoint(tmp_path) as checkpoint:
+        assert len(checkpoint.shapes()) == count
+    assert time.monotonic() - begin < 10  # 100 seconds and more where each tensor looks at all of them
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes there")
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refused(FileError, tmp_path / "pipe"):
+        SafetensorsFile(tmp_path / "pipe")
+    with refused(FileError, tmp_path / "pipe"):
+        read_json(tmp_path / "pipe")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from otter_gguf.demo import report
 from otter_gguf.demo.experiment import Continuation
 from tests.demo.made_up import continuation, experiment
@@ -58,3 +60,16 @@ def test_no_more_examples_than_prompts() -> None:
 def test_control_characters_never_reach_the_terminal() -> None:
     text = Continuation((" \x1b[2J", "x"), (0.0, 0.0), 0.0)
     assert "\x1b" not in "".join(piece for word in report.words(text) for piece, _ in word)
+
+
+@pytest.mark.parametrize("width", [40, 54, 55, 79, 118])
+def test_every_line_fits_the_terminal(width: int) -> None:
+    lines = list(report.examples(experiment(), 2, width, plain))
+    assert max(map(len, lines)) <= width
+    beside = [line for line in lines if "plain (judge" in line and "guided (judge" in line]
+    assert bool(beside) is (width >= 55)
+
+
+def test_the_table_fits_80_columns() -> None:
+    """With as many digits as there may be."""
+    assert max(map(len, report.table(experiment()).splitlines())) + len("11.9") - len("1.7") < 80

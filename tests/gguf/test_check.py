@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from otter_gguf import Otter, OtterError
+from otter_gguf import Otter, OtterError, _native
 from otter_gguf.gguf import keys
 from otter_gguf.gguf.check import Report, check_file
 from otter_gguf.gguf.encoding import KeyValue
@@ -79,11 +79,12 @@ def test_a_base_in_several_files_is_one(tmp_path: Path) -> None:
     assert report.kind == "base"
     second = first.with_name("part-00002-of-00002.gguf")
     assert_names(found(check_file(second))["header"], second.name, first.name)
-    values = np.frombuffer(b"\xff" * 4 * 288 * 64, np.float32).reshape(288, 64)
-    rewrite(second, tmp_path / "bad.gguf", tensors={"output.weight": float_tensor("output.weight", values)}).replace(
-        second
-    )
-    assert_names(found(check_file(first))["values"], "output.weight", "block 0")
+    with _native.GgufFile(str(second)) as file:
+        tensor = file.tensors[0]
+    values = np.full(tensor.shape[::-1], np.nan, np.float32)
+    bad = rewrite(second, tmp_path / "bad.gguf", tensors={tensor.name: float_tensor(tensor.name, values)})
+    bad.replace(second)
+    assert_names(found(check_file(first))["values"], tensor.name, 0)
     second.unlink()
     assert_names(found(check_file(first))["header"], second.name)
 

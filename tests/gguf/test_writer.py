@@ -136,14 +136,18 @@ def test_the_input_is_never_the_output(tmp_path: Path, alias: str) -> None:
     assert source.read_text() == "input"
 
 
-def test_a_link_to_another_file_is_replaced_and_its_file_kept(tmp_path: Path) -> None:
-    other, target = tmp_path / "other", tmp_path / "out.gguf"
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    other, target = tmp_path / "deep" / "other", tmp_path / "out.gguf"
+    other.parent.mkdir()
     other.write_text("other")
     target.symlink_to(other)
+    with refused(FileError, target, "--force"), atomic_path(target):
+        pytest.fail("the block must not run")
     with atomic_path(target, force=True) as temporary:
+        assert temporary.parent == other.parent
         temporary.write_text("new")
-    assert not target.is_symlink()
-    assert (other.read_text(), target.read_text()) == ("other", "new")
+    assert target.is_symlink()
+    assert other.read_text() == "new"
 
 
 @pytest.mark.parametrize(("target", "named"), [("missing/a", "missing"), ("folder", "folder")])

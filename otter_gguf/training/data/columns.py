@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..._numbers import shown
 from .options import DataOptions
 
 Check = Callable[[Mapping[str, Any], bool, DataOptions], str | None]
@@ -66,7 +67,30 @@ def _text_problem(row: Mapping[str, Any], column: str, chat: bool) -> str | None
         return f"{column!r} is no list of messages with role and content, as in the first row"
     if not chat and not isinstance(row[column], str):
         return f"{column!r} is no string, as in the first row"
+    return _encoding_problem(row, column)
+
+
+def _encoding_problem(row: Mapping[str, Any], column: str) -> str | None:
+    """JSON can hold half a surrogate pair, which is no text for any tokenizer."""
+    for text in _strings(row[column]):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"{column!r} has half a surrogate pair, {text[error.start]!r}, at character {error.start}"
     return None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a value of JSON, names included."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _reward_problem(row: Mapping[str, Any], options: DataOptions) -> str | None:
@@ -81,8 +105,8 @@ def _reward_problem(row: Mapping[str, Any], options: DataOptions) -> str | None:
 def _pair_problem(row: Mapping[str, Any], chat: bool, options: DataOptions) -> str | None:
     problem = _text_problem(row, "chosen", chat) or _text_problem(row, "rejected", chat)
     margin = row.get("margin", 0.0)
-    if not problem and not (_is_number(margin) and math.isfinite(margin)):
-        problem = f"margin {margin!r}, expected a finite number"
+    if not problem and not _is_finite(margin):
+        problem = f"margin {shown(margin)}, expected a finite number"
     return problem or _reward_problem(row, options)
 
 
@@ -120,6 +144,8 @@ def _steps_problem(row: Mapping[str, Any], chat: bool, options: DataOptions) -> 
     # Beside a prompt of messages, steps are strings within one answer, or messages themselves.
     if not all(isinstance(step, str) for step in steps) and not (chat and all(map(is_chat, steps))):
         return f"'completions' are no strings{' or lists of messages' if chat else ''}"
+    if problem := _encoding_problem(row, "completions"):
+        return problem
     problems = (_label_problem(f"label of step {number}", label) for number, label in enumerate(labels, start=1))
     return next(filter(None, problems), None) or _reward_problem(row, options)
 
@@ -127,7 +153,14 @@ def _steps_problem(row: Mapping[str, Any], chat: bool, options: DataOptions) -> 
 def _label_problem(name: str, label: Any) -> str | None:
     if isinstance(label, bool) or (_is_number(label) and 0 <= label <= 1):
         return None
-    return f"{name} is {label!r}, expected true, false or a number from 0 to 1"
+    return f"{name} is {shown(label)}, expected true, false or a number from 0 to 1"
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return _is_number(value) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _is_number(value: Any) -> bool:

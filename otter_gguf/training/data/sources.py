@@ -13,6 +13,9 @@ from typing import Any
 
 from ...errors import FileError
 
+MAX_LINE = 1 << 26
+"""Characters of a line of JSON. No row that can be trained on has as many, and what has no end must not be read."""
+
 
 @dataclass
 class Source:
@@ -55,7 +58,9 @@ def read_rows(rows: Iterable[Any], name: str = "rows") -> Source:
 def _read_lines(path: Path) -> Source:
     source = Source(str(path))
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 2), ""), start=1):
+            if len(line.rstrip("\n")) > MAX_LINE:
+                raise FileError(f"{path}: line {number}: more than {MAX_LINE} characters: no file of JSON lines?")
             if not line.strip():
                 continue
             try:
