@@ -19,6 +19,9 @@ from tests.refusals import refused
 from tests.reliability.bad_values import ALLOWED, BAD, Callee, calls, stub_callees, unexpected
 from tests.synthetic_models import pair
 
+# What numpy says of truth values and casts of the values that are wrong on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 CALLEES = tuple(stub_callees())
 TENSOR = "output_norm.weight"
 TOKENS = np.arange(3, 7, dtype=np.int32)
