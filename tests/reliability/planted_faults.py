@@ -18,8 +18,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +56,21 @@ def planted(tree: Path, fault: Fault) -> Iterator[Path]:
         path.write_text(text, encoding="utf-8")
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """pytest in a copy, up to the first failure: its exit status, and the test that failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+def bare_python(folder: Path) -> Path:
+    """An interpreter with nothing installed: an editable install of the work tree would be imported before any copy."""
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def run_tests(tree: Path, tests: Sequence[str], python: Path = Path(sys.executable)) -> tuple[int, str]:
+    """pytest in a copy, up to the first failure: its exit status, and the test that failed.
+
+    Dependencies come from the folder of this interpreter, as a path: so none of its ``.pth`` files is read.
+    """
+    command = [str(python), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    paths = os.pathsep.join([str(tree), sysconfig.get_path("purelib")])
     # Without compiled files: two versions of a source within one second would share theirs.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ran = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
@@ -112,9 +124,10 @@ class NativeBuild:
 class Planter:
     """Plants faults in a copy of the work tree."""
 
-    def __init__(self, tree: Path, build: Path) -> None:
+    def __init__(self, tree: Path, build: Path, python: Path = Path(sys.executable)) -> None:
         self.tree = tree
         self.build = build
+        self.python = python
         self._passed: set[str] = set()
         self._native: NativeBuild | None = None
 
@@ -130,7 +143,7 @@ class Planter:
                 return self._catch(fault)
 
     def _catch(self, fault: Fault) -> str | None:
-        status, caught_by = run_tests(self.tree, fault.tests)
+        status, caught_by = run_tests(self.tree, fault.tests, self.python)
         if status not in (0, _FAILED):
             raise StaleError(f"{fault.name}: its tests cannot be run: {caught_by}")
         return caught_by if status == _FAILED else None
@@ -139,7 +152,7 @@ class Planter:
         """Tests that fail without a fault would catch anything."""
         new = [test for test in tests if test not in self._passed]
         if new:
-            status, found = run_tests(self.tree, new)
+            status, found = run_tests(self.tree, new, self.python)
             if status != 0:
                 raise StaleError(f"without a fault: {found}")
             self._passed.update(new)
@@ -159,10 +172,10 @@ def run(faults: Sequence[Fault], build: Path) -> list[Fault]:
     """Plant each fault, say on stderr what came of it, and return those that survived."""
     survivors = []
     with tempfile.TemporaryDirectory(prefix="otter-gguf-faults-") as folder:
-        tree = Path(folder)
+        tree = Path(folder, "tree")
         copy_tree(tree)
         copy_module(ROOT / "otter_gguf", tree)
-        planter = Planter(tree, build)
+        planter = Planter(tree, build, bare_python(Path(folder, "python")))
         for fault in faults:
             begin = time.monotonic()
             caught_by = planter.try_fault(fault)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from tests.refusals import refused
 from tests.reliability import planted_faults
 from tests.reliability.fault_table import FAULTS, NATIVE, Fault
-from tests.reliability.planted_faults import Planter, StaleError, planted
+from tests.reliability.planted_faults import Planter, StaleError, bare_python, planted, run_tests
 from tests.reliability.tree import ROOT
 
 SOURCE = "def double(x: int) -> int:\n    return 2 * x\n"
@@ -44,6 +45,16 @@ def tree(folder: Path, argument: int, expected: int) -> Planter:
 def test_a_fault_is_caught(tmp_path: Path) -> None:
     assert tree(tmp_path, 3, 6).try_fault(FAULT) == "test_source.py::test_double"
     assert (tmp_path / "source.py").read_text() == SOURCE
+
+
+def test_the_copy_is_tested_where_the_package_is_installed_too(tmp_path: Path) -> None:
+    """An editable install, as `make test` makes one, comes before every path."""
+    package = tmp_path / "tree" / "otter_gguf"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("PLANTED = True\n")
+    (package.parent / "test_source.py").write_text("import otter_gguf\n\ndef test_it(): assert otter_gguf.PLANTED\n")
+    python = bare_python(tmp_path / "python")
+    assert run_tests(package.parent, ["test_source.py"], python) == (0, ANY)
 
 
 def test_a_fault_survives_a_weak_test(tmp_path: Path) -> None:
