@@ -37,7 +37,9 @@ NAMES = ("pytorch_model.bin", "model.pt", "adapter.pth", "base.ckpt", "base.gguf
 def sources() -> list[tuple[Path, ast.Module]]:
     """Every source of the package, of its converters and of the benchmarks, parsed; of llama.cpp's, none."""
     folders = [ROOT / name for name in ("otter_gguf", "converters", "benchmarks")]
-    return [source for folder in folders for source in parsed(folder) if SHIPPED not in source[0].parents]
+    # Where it is installed, and where `make native` puts it into the tree.
+    shipped = {SHIPPED, ROOT / "otter_gguf" / "converters" / SHIPPED.name}
+    return [source for folder in folders for source in parsed(folder) if shipped.isdisjoint(source[0].parents)]
 
 
 def parsed(folder: Path) -> list[tuple[Path, ast.Module]]:
