@@ -57,20 +57,20 @@ def planted(tree: Path, fault: Fault) -> Iterator[Path]:
 
 
 def bare_python(folder: Path) -> Path:
-    """An interpreter with nothing installed: an editable install of the work tree would be imported before any copy."""
+    """An interpreter with the dependencies of this one, and without its editable install of the work tree, which would be
+    imported before any copy: of a folder that a ``.pth`` file names, the ``.pth`` files in it are not read.
+    """
     venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     return folder / "bin" / "python"
 
 
 def run_tests(tree: Path, tests: Sequence[str], python: Path = Path(sys.executable)) -> tuple[int, str]:
-    """pytest in a copy, up to the first failure: its exit status, and the test that failed.
-
-    Dependencies come from the folder of this interpreter, as a path: so none of its ``.pth`` files is read.
-    """
+    """pytest in a copy, up to the first failure: its exit status, and the test that failed."""
     command = [str(python), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-    paths = os.pathsep.join([str(tree), sysconfig.get_path("purelib")])
     # Without compiled files: two versions of a source within one second would share theirs.
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ran = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
