@@ -57,8 +57,9 @@ def planted(tree: Path, fault: Fault) -> Iterator[Path]:
 
 
 def bare_python(folder: Path) -> Path:
-    """An interpreter with the dependencies of this one, and without its editable install of the work tree, which would be
-    imported before any copy: of a folder that a ``.pth`` file names, the ``.pth`` files in it are not read.
+    """An interpreter with the dependencies of this one, without its editable install of the work tree.
+
+    That would be imported before any copy. Of a folder that a ``.pth`` file names, its own ``.pth`` files are not read.
     """
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
