@@ -85,8 +85,8 @@ format: $(VENV)/.test ## format Python and C++ as lint expects it
 test-slow: $(VENV)/.test ## the slow tests
 	$(BIN)/$(PYTESTS) -m slow $(PYTEST)
 
-fuzz: $(VENV)/.test ## 20,000 damaged files through the public API
-	$(BIN)/python -m tests.gguf.fuzz $(FUZZ)
+fuzz: $(VENV)/.test ## 20,000 changed files and 4,000 strange texts through the public API
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 soak: $(VENV)/.test ## all of docs/reliability.md (hours; SOAK="kills --count 10": a part)
 	$(BIN)/python -m tests.reliability.soak $(SOAK)

@@ -30,9 +30,9 @@ def finite(value: object, what: str, expected: str = "a finite number") -> float
 
 
 def shown(value: object) -> str:
-    """A value in a message: some have a million digits."""
+    """A value in a message: some have a million digits, or cannot be written at all."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return f"a {type(value).__name__} of more than 4,300 digits"
+    except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
+        return f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= 100 else f"{text[:100]}... ({len(text)} characters)"

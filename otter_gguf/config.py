@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ._numbers import finite
+from ._numbers import MAX_INT, finite, shown
 from .errors import ConfigError
 
 StateSource = Literal["slice", "table"]
@@ -32,6 +32,11 @@ _MAX_REWARD_LABEL = MAX_LABEL + 17  # head.label
 def _check_type(name: str, value: object, expected: type) -> None:
     if not isinstance(value, expected):
         raise ConfigError(f"insertion: {name} is a {type(value).__name__}, expected a {expected.__name__}")
+
+
+def _is_size(value: object, least: int = 0) -> bool:
+    """Whether llama.cpp can count with it."""
+    return type(value) is int and least <= value <= MAX_INT
 
 
 def is_head_name(name: object) -> bool:
@@ -71,9 +76,9 @@ class BaseGeometry:
     def __post_init__(self) -> None:
         sizes = {name: size for name, size in dataclasses.asdict(self).items() if name != "architecture"}
         problems = [
-            f"{name} is {size!r}, expected a whole number of at least {int(name != 'n_expert')}"
+            f"{name} is {shown(size)}, expected a whole number from {int(name != 'n_expert')} to {MAX_INT}"
             for name, size in sizes.items()
-            if type(size) is not int or size < (name != "n_expert")
+            if not _is_size(size, int(name != "n_expert"))
         ]
         if not problems:
             problems = self._contradictions()
@@ -140,7 +145,7 @@ class HeadConfig:
 
     def _problems(self) -> Iterator[str]:
         if self.kind not in get_args(HeadKind):
-            yield f"kind {self.kind!r}, expected value or vocabulary"
+            yield f"kind {shown(self.kind)}, expected value or vocabulary"
         if not self.labels or len(set(self.labels)) != len(self.labels):
             yield "labels must be unique and at least one"
         longest = MAX_LABEL if self.kind == "value" else _MAX_REWARD_LABEL
@@ -149,15 +154,15 @@ class HeadConfig:
         ):
             yield f"labels must be printable, of 1 to {longest} characters"
         if self.input not in get_args(HeadInput):
-            yield f"input {self.input!r}, expected inserted, base or both"
+            yield f"input {shown(self.input)}, expected inserted, base or both"
         if self.activation not in get_args(Activation):
-            yield f"activation {self.activation!r}, expected none, sigmoid, tanh or softmax"
+            yield f"activation {shown(self.activation)}, expected none, sigmoid, tanh or softmax"
         if self.activation == "softmax" and (self.kind != "value" or len(self.labels) < 2):
             yield "softmax needs a value head with at least 2 labels"
         if self.kind == "vocabulary" and len(self.labels) != 1:
             yield "a vocabulary head has exactly one label, the reward that it predicts"
-        if type(self.rank) is not int or (self.rank < 1) == (self.kind == "vocabulary") or self.rank < 0:
-            yield f"rank is {self.rank!r}, expected at least 1 for a vocabulary head and 0 for a value head"
+        if not _is_size(self.rank) or (self.rank < 1) == (self.kind == "vocabulary"):
+            yield f"rank is {shown(self.rank)}, expected at least 1 for a vocabulary head and 0 for a value head"
 
 
 def score_activation(source: HeadConfig) -> Activation:
@@ -200,16 +205,16 @@ class InsertionConfig:
             sizes = getattr(self, name)
             if len(sizes) != base.n_layer:
                 problems.append(f"{name} has {len(sizes)} entries, the base has {base.n_layer} layers")
-            if not all(type(size) is int and size >= 0 for size in sizes):
-                problems.append(f"{name} has an entry that is no whole number of 0 or more")
+            if not all(map(_is_size, sizes)):
+                problems.append(f"{name} has an entry that is no whole number from 0 to {MAX_INT}")
         for name in ("width", "state_offset"):
             size = getattr(self, name)
-            if type(size) is not int or size < 0:
-                return [*problems, f"{name} is {size!r}, expected a whole number of 0 or more"]
+            if not _is_size(size):
+                return [*problems, f"{name} is {shown(size)}, expected a whole number from 0 to {MAX_INT}"]
         if self.width == 0 and (any(self.n_head_kv) or any(self.n_ff) or self.state_source == "table"):
             problems.append("width is 0, but heads, FFN or a table are inserted")
         if self.state_source not in ("slice", "table"):
-            problems.append(f"state source {self.state_source!r}, expected slice or table")
+            problems.append(f"state source {shown(self.state_source)}, expected slice or table")
         if self.state_source == "slice" and self.state_offset + self.width > base.n_embd:
             problems.append(
                 f"slice of {self.width} channels at {self.state_offset} does not fit the base's {base.n_embd}"

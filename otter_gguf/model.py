@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _native
 from ._logging import logger, set_verbose
+from ._numbers import shown
 from .chat import ChatTemplate, json_schema_of
 from .claims import Stream, claimed
 from .completion import (
@@ -149,7 +150,11 @@ class Otter:
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """The bytes of tokens. ``special``: write special tokens by name instead of leaving them out."""
-        return self.model.detokenize(list(map(operator.index, tokens)), special=special)
+        ids = list(map(operator.index, tokens))
+        for odd in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= odd < self.n_vocab:
+                raise ConfigError(f"token {odd} is outside the vocabulary of {self.n_vocab}")
+        return self.model.detokenize(ids, special=special)
 
     # ---- generating --------------------------------------------------------------------------------------------
 
@@ -283,7 +288,7 @@ class Otter:
         if response_format is not None:
             if not isinstance(response_format, Mapping):
                 raise ConfigError(
-                    f"response_format is {response_format!r}, expected {{'type': 'json_object'}} or alike"
+                    f"response_format is {shown(response_format)}, expected {{'type': 'json_object'}} or alike"
                 )
             sampling = {**sampling, "json_schema": json_schema_of(response_format)}
         options = _sampling(sampling, guidance)
@@ -306,7 +311,7 @@ class Otter:
         if self._chat_template is None:
             raise ConfigError(f"{self.model_path} has no chat template: use create_completion")
         if not isinstance(messages, Sequence):
-            raise ConfigError(f"messages is {messages!r}, expected a list of dicts with 'role' and 'content'")
+            raise ConfigError(f"messages is {shown(messages)}, expected a list of dicts with 'role' and 'content'")
         text = self._chat_template.render(messages)
         begins_with_bos = text.startswith(self._token_text(self.model.bos_token) or "\0")
         return self.tokenize(text, add_bos=not begins_with_bos, special=True)
@@ -450,11 +455,11 @@ class Otter:
         if isinstance(prompt, str):
             return self._tokenized(prompt, "the prompt")
         if isinstance(prompt, _BYTES) or not isinstance(prompt, Iterable):
-            raise ConfigError(f"the prompt is {prompt!r}, expected text or tokens")
+            raise ConfigError(f"the prompt is {shown(prompt)}, expected text or tokens")
         tokens = list(prompt)
         for token in tokens:
             if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < self.n_vocab:
-                raise ConfigError(f"the prompt has {token!r}, expected tokens from 0 to {self.n_vocab - 1}")
+                raise ConfigError(f"the prompt has {shown(token)}, expected tokens from 0 to {self.n_vocab - 1}")
         return [int(token) for token in tokens]
 
     def _echoes(self, prompt: Prompts, prompts: list[list[int]]) -> list[str]:
@@ -490,7 +495,7 @@ def _request(
 ) -> Request:
     """The checked request of a call."""
     if not isinstance(stop, (str, Iterable, NoneType)):
-        raise ConfigError(f"stop is {stop!r}, expected non-empty strings")
+        raise ConfigError(f"stop is {shown(stop)}, expected non-empty strings")
     return Request(
         max_tokens=None if max_tokens == -1 else max_tokens,
         stop=stop_strings(stop),

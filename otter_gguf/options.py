@@ -134,7 +134,7 @@ class SamplingOptions:
             expected = f"a number from 0 to {most}"
             value = getattr(self, name)
             if not 0 <= finite(value, name, expected) <= most:
-                raise ConfigError(f"{name} is {value!r}, expected {expected}")
+                raise ConfigError(f"{name} is {shown(value)}, expected {expected}")
         for name in ("frequency_penalty", "presence_penalty"):
             finite(getattr(self, name), name)
         for name in ("top_p", "repeat_penalty"):
@@ -195,4 +195,4 @@ def _check_int(name: str, value: object, least: int, most: int | None = None) ->
 
 def _check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+        raise ConfigError(f"{name} is {shown(value)}, expected one of {', '.join(allowed)}")

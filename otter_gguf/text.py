@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterable, Sequence
 
+from ._numbers import shown
 from .errors import ConfigError, OtterError
 
 # C0 and C1 controls but newline and tab, and the characters that reorder text (a terminal obeys all of them); lone
@@ -69,7 +70,7 @@ def stop_strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:
     """The stop strings as a tuple; ``ConfigError`` if one is empty or no string."""
     strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
-        raise ConfigError(f"stop is {stop!r}, expected non-empty strings")
+        raise ConfigError(f"stop is {shown(stop)}, expected non-empty strings")
     for string in strings:
         utf8(string, "stop")
     return strings

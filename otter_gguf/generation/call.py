@@ -67,7 +67,9 @@ class Call:
         self._check_shift()
         models = reward_models(self.llm, self.reward_model)
         if not isinstance(self.guidance, (Policy, Search, NoneType)):
-            raise ConfigError(f"guidance is {self.guidance!r}, expected a policy or a search, such as ARGS(weight=1.5)")
+            raise ConfigError(
+                f"guidance is {shown(self.guidance)}, expected a policy or a search, such as ARGS(weight=1.5)"
+            )
         if self.guidance is not None and self.guidance.off:
             self.guidance = None
         if self.guidance is None:
@@ -191,10 +193,10 @@ class Call:
 
 def _check_types(options: SamplingOptions) -> None:
     if not isinstance(options.grammar, str):
-        raise ConfigError(f"grammar is {options.grammar!r}, expected text (GBNF)")
+        raise ConfigError(f"grammar is {shown(options.grammar)}, expected text (GBNF)")
     utf8(options.grammar, "grammar")
     if not isinstance(options.json_schema, (str, Mapping)):
-        raise ConfigError(f"json_schema is {options.json_schema!r}, expected a dict or JSON text")
+        raise ConfigError(f"json_schema is {shown(options.json_schema)}, expected a dict or JSON text")
 
 
 def _biases(given: object, n_vocab: int) -> list[tuple[int, float]]:
@@ -229,5 +231,5 @@ def as_tuple(what: str, given: object) -> tuple[Callable[..., Any], ...]:
     """One callable, a list of them, or nothing, as a tuple; ``ConfigError`` otherwise."""
     many = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
     if not all(callable(item) for item in many):
-        raise ConfigError(f"{what} is {given!r}, expected a callable or a list of them")
+        raise ConfigError(f"{what} is {shown(given)}, expected a callable or a list of them")
     return many

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from .._numbers import shown
 from ..errors import ConfigError, MismatchError
 from ..guidance.base import Follower
 from .lanes import Lane, Lanes, grow
@@ -149,5 +150,5 @@ def reward_models(main: Otter, given: Otter | Mapping[str, Otter] | None) -> dic
     models = {} if given is None else dict(given) if isinstance(given, Mapping) else {"": given}
     for name, model in models.items():
         if not isinstance(model, type(main)) or not isinstance(name, str):
-            raise ConfigError(f"reward_model is {given!r}, expected an Otter, or a dict of them by name")
+            raise ConfigError(f"reward_model is {shown(given)}, expected an Otter, or a dict of them by name")
     return models

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .. import _native
+from .._numbers import shown
 from ..errors import ConfigError
 from ..text import TextStream
 from .lanes import Lane, Lanes, grow
@@ -41,12 +42,12 @@ class Request:
     def __post_init__(self) -> None:
         if self.max_tokens is not None and not _is_whole(self.max_tokens):
             raise ConfigError(
-                f"max_tokens is {self.max_tokens!r}, expected 0 or more, or -1 (until the context is full)"
+                f"max_tokens is {shown(self.max_tokens)}, expected 0 or more, or -1 (until the context is full)"
             )
         if self.logprobs is not None and not _is_whole(self.logprobs, MAX_LOGPROBS):
-            raise ConfigError(f"logprobs is {self.logprobs!r}, expected a whole number from 0 to {MAX_LOGPROBS}")
+            raise ConfigError(f"logprobs is {shown(self.logprobs)}, expected a whole number from 0 to {MAX_LOGPROBS}")
         if not _is_whole(self.n_keep):
-            raise ConfigError(f"n_keep is {self.n_keep!r}, expected a whole number of at least 0")
+            raise ConfigError(f"n_keep is {shown(self.n_keep)}, expected a whole number of at least 0")
 
     @property
     def shifts(self) -> int | None:

@@ -5,6 +5,7 @@ The contract is :class:`otter_gguf.guidance.search.Workspace`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _native
-from ..errors import ConfigError, ContextFullError
+from ..errors import ConfigError, ContextFullError, EngineError
 from ..guidance.base import State, pick_reward
 from ..guidance.ensemble import Ensemble
 from ..guidance.search import Branch, Mark, Search
@@ -255,7 +256,10 @@ class Workspace:
         text = _text(branch)
         own = text.rewards[-1] if text.rewards else self._prompt_reward
         parts = [own[: len(self.own_labels)], *(reader.rewards(text) for reader in self._readers)]
-        return float(pick_reward(np.concatenate(parts)[np.newaxis], self.labels, label)[0])
+        reward = float(pick_reward(np.concatenate(parts)[np.newaxis], self.labels, label)[0])
+        if not math.isfinite(reward):
+            raise EngineError(f"{self.llm.model_path}: the reward of a text is {reward}, by which no search can choose")
+        return reward
 
     # ---- results -----------------------------------------------------------------------------------------------
 

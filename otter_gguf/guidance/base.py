@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from .._numbers import finite
+from .._numbers import finite, shown
 from ..errors import ConfigError
 from .ensemble import Ensemble
 
@@ -237,4 +237,4 @@ def check_at_least(policy: object, least: int, **values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             expected = f"expected a whole number of at least {least}"
-            raise ConfigError(f"{type(policy).__name__}: {name} is {value!r}, {expected}")
+            raise ConfigError(f"{type(policy).__name__}: {name} is {shown(value)}, {expected}")

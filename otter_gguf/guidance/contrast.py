@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from .._numbers import shown
 from ..errors import ConfigError
 from .base import Candidates, Float32, Follower, Offer, Policy, Signal, check_at_least, check_finite
 
@@ -105,7 +106,7 @@ def _tokens(name: str, value: object) -> tuple[int, ...]:
         tokens = tuple(value)
         if all(isinstance(token, (int, np.integer)) for token in tokens):
             return tuple(int(token) for token in tokens)
-    raise ConfigError(f"Contrast: {name} is {value!r}, expected text or tokens")
+    raise ConfigError(f"Contrast: {name} is {shown(value)}, expected text or tokens")
 
 
 def _without(begin: Sequence[int], tokens: Sequence[int]) -> list[int]:

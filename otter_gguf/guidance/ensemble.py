@@ -44,7 +44,7 @@ class Ensemble:
             )
         if self.combination not in get_args(Combination):
             known = ", ".join(get_args(Combination))
-            raise ConfigError(f"Ensemble: combination is {self.combination!r}, expected one of {known}")
+            raise ConfigError(f"Ensemble: combination is {shown(self.combination)}, expected one of {known}")
         if self.combination == "mean" and sum(weights.values()) == 0:
             raise ConfigError("Ensemble: the weights of a mean sum to 0")
         finite(self.caution, "Ensemble: caution")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from .. import _native
+from .._numbers import shown
 from ..errors import ConfigError
 from .base import Candidates, Float32, Follower, Offer, Policy, Signal, State, check_at_least, check_finite
 
@@ -38,7 +39,7 @@ class Gated(Policy):
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy):
-            raise ConfigError(f"Gated: policy is {self.policy!r}, expected a token-level policy such as ARGS()")
+            raise ConfigError(f"Gated: policy is {shown(self.policy)}, expected a token-level policy such as ARGS()")
         if self.entropy is None and self.probability is None:
             raise ConfigError("Gated: neither entropy nor probability is given: nothing tells when to guide")
         if self.entropy is not None:
@@ -47,7 +48,7 @@ class Gated(Policy):
             check_finite(self, probability=self.probability)
         if self.support not in get_args(Support):
             known = ", ".join(get_args(Support))
-            raise ConfigError(f"Gated: support is {self.support!r}, expected one of {known}")
+            raise ConfigError(f"Gated: support is {shown(self.support)}, expected one of {known}")
         if self.support == "candidates" and self.entropy is None:
             raise ConfigError("Gated: support='candidates' is for the entropy, which is not given")
         check_at_least(self, 1, n_candidates=self.policy.n_candidates)

@@ -88,7 +88,8 @@ class Workspace(Protocol):
         """Take a branch back to a mark; draws go on, so that it continues otherwise."""
 
     def reward(self, branch: Branch, label: str | Ensemble | None = None) -> float:
-        """The reward of prompt and continuation; a reward model is fed what it has not read of them."""
+        """The reward of prompt and continuation; a reward model is fed what it has not read of them. ``EngineError`` if
+        it is infinite or not a number."""
 
     def steps(self, branch: Branch, begin: int = 0) -> Iterator[Step]:
         """The branch's tokens from an index on, to be yielded."""

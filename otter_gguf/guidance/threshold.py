@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from .._numbers import shown
 from ..errors import ConfigError
 from .base import Float32, Int32, Offer, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
@@ -64,7 +65,7 @@ class Threshold(Search):
         check_at_least(self, 1, n_candidates=self.n_candidates, tries=self.tries)
         if self.action not in get_args(Action):
             known = ", ".join(get_args(Action))
-            raise ConfigError(f"Threshold: action is {self.action!r}, expected one of {known}")
+            raise ConfigError(f"Threshold: action is {shown(self.action)}, expected one of {known}")
         if not isinstance(self.message, str):
             object.__setattr__(self, "message", _tokens(self.message))
         object.__setattr__(self, "n_sequences", self.n_candidates if self.action == "replace" else 1)
@@ -194,4 +195,4 @@ def _tokens(value: Sequence[int]) -> tuple[int, ...]:
     try:
         return tuple(operator.index(token) for token in np.asarray(value).reshape(-1))
     except (TypeError, ValueError):
-        raise ConfigError(f"Threshold: message is {value!r}, expected text or tokens") from None
+        raise ConfigError(f"Threshold: message is {shown(value)}, expected text or tokens") from None

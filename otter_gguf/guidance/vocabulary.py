@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .._numbers import shown
 from ..errors import ConfigError
 from .base import (
     Candidates,
@@ -50,7 +51,7 @@ class Vocabulary(Policy):
         check_at_least(self, 1, n_candidates=self.n_candidates)
         if self.order not in get_args(Order):
             known = ", ".join(get_args(Order))
-            raise ConfigError(f"Vocabulary: order is {self.order!r}, expected one of {known}")
+            raise ConfigError(f"Vocabulary: order is {shown(self.order)}, expected one of {known}")
         if self.clip is not None:
             object.__setattr__(self, "clip", self._checked(tuple(self.clip)))
 

@@ -1,8 +1,9 @@
-"""Changed files through the public API, as many as one likes: ``make fuzz``, or ``python -m tests.gguf.fuzz --help``.
+"""Changed Llamas with and without our validator in front: ``python -m tests.gguf.fuzz --help``.
 
-Each file is opened and used in a child process. Good ends: it works, or is refused with an OtterError of one line. Bad
-ends: a signal, an abort, another exception, more than 10 seconds, more memory than twice the file and 256 MB. Bad files
-are kept. The same is shown without our validator, where llama.cpp sees the files as they are.
+The wide fuzzer is :mod:`tests.fuzz` (``make fuzz``); this one shows what the validator is for. Each file is opened and
+used in a child process. Good ends: it works, or is refused with an OtterError of one line. Bad ends: a signal, an
+abort, another exception, more than 10 seconds, more memory than twice the file and 256 MB. Bad files are kept. The same
+is shown without our validator, where llama.cpp sees the files as they are.
 """
 
 from __future__ import annotations

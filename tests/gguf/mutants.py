@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tests.gguf.gguf_builder import TENSOR_TYPES, UNUSABLE_TENSOR_TYPES, VALUE_FORMATS, Gguf, Tensor, Value
+from tests.gguf.gguf_builder import TENSOR_TYPES, UNUSABLE_TENSOR_TYPES, VALUE_FORMATS, VALUE_TYPES, Gguf, Tensor, Value
+
+Mutation = Callable[[Gguf, random.Random], None]
 
 INTEGERS = [0, 1, 2, 3, 4, 7, 8, 31, 32, 33, 64, 127, 255, 256, 512, 513, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1]
 REALS = [0.0, -0.0, 1e-45, 1e-5, 1.0, -1.0, 3e38, float("inf"), float("-inf"), float("nan")]
@@ -44,16 +46,47 @@ def mutants(good: Gguf, seed: int) -> Iterator[bytes]:
     """An endless row of changed files."""
     rng = random.Random(seed)
     while True:
-        file = Gguf(kvs=list(good.kvs), tensors=list(good.tensors), alignment=good.alignment)
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            rng.choice(MUTATIONS)(file, rng)
-        raw = bytearray(file.build())
-        if rng.random() < 0.05:
-            raw = raw[: rng.randrange(len(raw))]
-        elif rng.random() < 0.1:
-            for _ in range(rng.randint(1, 4)):
-                raw[rng.randrange(len(file.header()))] = rng.choice([0, 1, 4, 8, 9, 255])
-        yield bytes(raw)
+        yield mutated(good, rng)
+
+
+def mutated(good: Gguf, rng: random.Random, mutations: Sequence[Mutation] = (), damage: float = 1.0) -> bytes:
+    """One changed file.
+
+    Args:
+        good: The file, which stays as it is.
+        rng: What draws.
+        mutations: What to choose among, instead of all of this module.
+        damage: How often the bytes of the whole are changed too, as a share of every seventh file.
+    """
+    file = copied(good)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        rng.choice(mutations or MUTATIONS)(file, rng)
+    raw = bytearray(file.build())
+    if rng.random() < 0.05 * damage:
+        raw = raw[: rng.randrange(len(raw))]
+    elif rng.random() < 0.1 * damage:
+        for _ in range(rng.randint(1, 4)):
+            raw[rng.randrange(len(file.header()))] = rng.choice([0, 1, 4, 8, 9, 255])
+    return bytes(raw)
+
+
+def copied(good: Gguf) -> Gguf:
+    """A file that can be changed without changing the other one."""
+    return Gguf(kvs=list(good.kvs), tensors=list(good.tensors), alignment=good.alignment)
+
+
+def architecture_of(file: Gguf) -> str:
+    """What the file says; ``llama`` if it says nothing."""
+    for key, value in file.kvs:
+        if key == "general.architecture" and value.tag == VALUE_TYPES["str"]:
+            return value.payload[8:].decode("utf-8", "replace")
+    return "llama"
+
+
+def known_key(file: Gguf, rng: random.Random) -> str:
+    """A key that llama.cpp reads in a file of this architecture."""
+    key = rng.choice(KEYS)
+    return key if not key.startswith("llama.") else f"{architecture_of(file)}{key.removeprefix('llama')}"
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------
@@ -84,8 +117,19 @@ def retype_key(file: Gguf, rng: random.Random) -> None:
 
 
 def add_key(file: Gguf, rng: random.Random) -> None:
-    type, key = random_type(rng), rng.choice(KEYS)
+    type, key = random_type(rng), known_key(file, rng)
     file.kvs = file.set(key, type, random_value(type, rng)).kvs
+
+
+def change_value(file: Gguf, rng: random.Random) -> None:
+    """Another value of the same type, of a key that is no list."""
+    plain = [i for i, (_, value) in enumerate(file.kvs) if value.tag != VALUE_TYPES["arr"]]
+    if not plain:
+        return
+    index = rng.choice(plain)
+    key, value = file.kvs[index]
+    type = next((name for name, tag in VALUE_TYPES.items() if tag == value.tag), "u32")
+    file.kvs[index] = (key, Value.of(type, random_value(type, rng)))
 
 
 def change_bytes_of_value(file: Gguf, rng: random.Random) -> None:
@@ -104,7 +148,7 @@ def drop_key(file: Gguf, rng: random.Random) -> None:
 
 def rename_key(file: Gguf, rng: random.Random) -> None:
     index = rng.randrange(len(file.kvs))
-    file.kvs[index] = (rng.choice(KEYS), file.kvs[index][1])
+    file.kvs[index] = (known_key(file, rng), file.kvs[index][1])
 
 
 def change_tokens(file: Gguf, rng: random.Random) -> None:
@@ -117,8 +161,9 @@ def change_tokens(file: Gguf, rng: random.Random) -> None:
 
 
 def strings_of(value: Value) -> list[bytes]:
+    """The strings of a list, as far as it can be read."""
     position, out = 12, []
-    while position < len(value.payload):
+    while position + 8 <= len(value.payload):
         (size,) = struct.unpack_from("<Q", value.payload, position)
         out.append(value.payload[position + 8 : position + 8 + size])
         position += 8 + size
@@ -144,6 +189,32 @@ def retype_tensor(file: Gguf, rng: random.Random) -> None:
     changed = Tensor(old.shape, rng.choice([*TENSOR_TYPES, *UNUSABLE_TENSOR_TYPES]))
     size = len((changed if max(old.shape) < 2**31 else old).bytes())
     file.tensors[index] = (name, Tensor(old.shape, changed.type, rng.randbytes(size)))
+
+
+def requantize_tensor(file: Gguf, rng: random.Random) -> None:
+    """A matrix in another type that fits its rows, with any bytes."""
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    if len(old.shape) < 2:
+        return
+    type = rng.choice([name for name, (_, block, _) in TENSOR_TYPES.items() if old.shape[0] % block == 0])
+    file.tensors[index] = (name, Tensor(old.shape, type, rng.randbytes(len(Tensor(old.shape, type).bytes()))))
+
+
+def change_elements(file: Gguf, rng: random.Random) -> None:
+    """Numbers of a tensor in F32: infinite, not a number, huge, zero."""
+    index = rng.randrange(len(file.tensors))
+    name, old = file.tensors[index]
+    if old.type != "F32":
+        return
+    data = bytearray(old.bytes())
+    value = struct.pack("<f", rng.choice([*REALS, 1e10, 3e-39]))
+    for _ in range(rng.choice([1, 1, 10])):
+        place = 4 * rng.randrange(len(data) // 4)
+        data[place : place + 4] = value
+    if rng.random() < 0.2:
+        data = bytearray(value * (len(data) // 4))
+    file.tensors[index] = (name, Tensor(old.shape, old.type, bytes(data)))
 
 
 def randomize_tensor(file: Gguf, rng: random.Random) -> None:
@@ -189,8 +260,14 @@ def change_alignment(file: Gguf, rng: random.Random) -> None:
     file.alignment = rng.choice([alignment, 32])
 
 
-MUTATIONS: list[Callable[[Gguf, random.Random], None]] = [
+MUTATIONS: list[Mutation] = [
     retype_key, retype_key, add_key, add_key, add_key, change_bytes_of_value, change_bytes_of_value, drop_key,
     rename_key, change_tokens, reshape_tensor, retype_tensor, retype_tensor, randomize_tensor, move_tensor,
     rename_tensor, add_tensor, drop_tensor, swap_tensors, change_counts, change_alignment,
 ]  # fmt: skip
+
+GENTLE: list[Mutation] = [
+    change_value, change_value, change_value, requantize_tensor, change_elements, change_elements, randomize_tensor,
+    add_key, swap_tensors,
+]  # fmt: skip
+"""What leaves most files such as llama.cpp loads."""

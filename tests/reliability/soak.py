@@ -15,6 +15,7 @@ from typing import NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no thread pools
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from ..fuzz.campaign import campaign
 from ..gguf.sizes import compare_headers
 from . import alarms, calls, leaks, lifetimes, planted_faults, threads, trials
 from .fault_table import FAULTS
@@ -113,6 +114,13 @@ def endings(args: argparse.Namespace) -> Iterator[Row]:
         yield Row(ending, lifetimes.ORDERS, "no crash, no deadlock", problems)
 
 
+def fuzzed(args: argparse.Namespace) -> Iterator[Row]:
+    """F2: changed files and strange texts, 400 and 80 for each of ``--count``."""
+    fleet = campaign({"files": 400 * args.count, "texts": 80 * args.count}, args.seed)
+    for name, total in fleet.trials.items():
+        yield Row(f"fuzzed {name}", total, "worked, or refused in a line", fleet.problems(name))
+
+
 def planted(args: argparse.Namespace) -> Iterator[Row]:
     """X12: mistakes planted in a copy of the sources."""
     survivors = planted_faults.run(FAULTS, planted_faults.BUILD)
@@ -131,6 +139,7 @@ PARTS: dict[str, Part] = {
     "calls": shared,
     "alarms": interrupted,
     "endings": endings,
+    "fuzz": fuzzed,
     "planted": planted,
 }
 
