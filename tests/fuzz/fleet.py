@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 REPOSITORY = Path(__file__).parents[2]
 MAX_SECONDS = 10.0
-"""Of processor time, without an answer; three times as long by the clock, where other processes are busy."""
+"""Of processor time, without an answer; six times as long by the clock, where other processes are busy."""
 MAX_ADDRESS_SPACE = 8 << 30
 LIFE = 2000
 """Trials of a process, then another takes over: what one leaves behind cannot add up."""
@@ -98,7 +98,7 @@ class Child:
     def _hung(self) -> End | None:
         since, used = self._heard
         waited = time.monotonic() - since
-        if waited < MAX_SECONDS or (self._used() - used < MAX_SECONDS and waited < 3 * MAX_SECONDS):
+        if waited < MAX_SECONDS or (self._used() - used < MAX_SECONDS and waited < 6 * MAX_SECONDS):
             return None
         self.end()
         return End(self._kind(), f"more than {MAX_SECONDS:g} seconds (in: {self.beat})", {})
