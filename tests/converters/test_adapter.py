@@ -241,7 +241,7 @@ def test_an_unknown_architecture_is_unsupported(tmp_path: Path) -> None:
         (
             {"insertion": insertion().to_dict() | {"state_source": "table", "state_offset": 2**32}},
             FileError,
-            ("sizes", "2**32"),
+            ("state_offset", 2**32),
         ),
         ({"insertion": insertion().to_dict() | {"heads": [{"scale": [1e300]}]}}, FileError, ("scales", "float32")),
         ({"insertion": insertion().to_dict() | {"heads": [{"scale": ["a"]}]}}, FileError, ("scale", "'a'")),
