@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tests.native.helpers import feed, open_base, open_otter, random_tokens
-from tests.native.test_architectures import WINDOWED, make
+
+pytest.importorskip("torch")  # the toys are made with it
+from tests.native.test_architectures import WINDOWED, make  # noqa: E402
 
 WINDOW = 16
 N_TOKENS = 80
