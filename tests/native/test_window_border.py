@@ -10,7 +10,7 @@ import pytest
 from tests.native.helpers import feed, open_base, open_otter, random_tokens
 
 pytest.importorskip("torch")  # the toys are made with it
-from tests.native.test_architectures import WINDOWED, make  # noqa: E402
+from tests.native.test_architectures import WINDOWED, make
 
 WINDOW = 16
 N_TOKENS = 80
