@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tests import peak_memory
+
 from .outcomes import BadEndError, Beat, Counts
 from .planted import PlantedTrials
 from .seeds import Seeds
@@ -67,22 +69,5 @@ def _answer(trials: Trials, seed: int, number: int, beat: Beat) -> tuple[str, st
 @contextmanager
 def memory() -> Iterator[Callable[[], int]]:
     """Gives a function that says how many bytes the process has needed at most since then, beyond what it had."""
-    before = _reset_peak()
-    yield lambda: max(0, _peak() - before)
-
-
-def _reset_peak() -> int:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0
-    return _peak()
-
-
-def _peak() -> int:
-    """0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+    before = peak_memory.reset_peak()
+    yield lambda: max(0, peak_memory.peak() - before)

@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests import peak_memory
 from tests.gguf.gguf_builder import Gguf, toy_gpt2, toy_llama
 from tests.gguf.mutants import mutants
 from tests.gguf.toy_files import insertion, write_base, write_sidecar
@@ -115,9 +116,9 @@ def work(trusting: bool) -> None:
         _skip_checks()
     for line in sys.stdin:
         base, sidecar = json.loads(line)
-        before = _reset_peak()
+        before = peak_memory.reset_peak()
         end = use(base, sidecar, several_lines=trusting)
-        print(json.dumps([end, max(0, _peak() - before)]), flush=True)
+        print(json.dumps([end, max(0, peak_memory.peak() - before)]), flush=True)
 
 
 def use(base: str, sidecar: str | None, *, several_lines: bool = False) -> str:
@@ -148,23 +149,6 @@ def _skip_checks() -> None:
         return ModelFiles(path, otter or "", insertion() if otter else None, {})
 
     vars(model)["check_files"] = trust
-
-
-def _reset_peak() -> int:
-    """Resident memory at present; the peak counts from here. 0 where the system does not tell."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0
-    return _peak()
-
-
-def _peak() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 # ---- many files ------------------------------------------------------------------------------------------------
