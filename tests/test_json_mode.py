@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -161,6 +162,18 @@ def test_an_empty_schema_is_any_json(llm: Otter, schema: Any, liked: str, kind: 
 def test_wrong_schemas_are_refused(llm: Otter, schema: Any) -> None:
     with refused(ConfigError):
         llm.create_completion(TEXT, json_schema=schema)
+
+
+@pytest.mark.parametrize("levels", [15, 40])
+def test_a_schema_that_refers_to_its_own_parts_is_not_written_out(llm: Otter, levels: int) -> None:
+    """Small in memory, and 4 to the power of its levels as JSON."""
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(levels):
+        schema = {"anyOf": [schema] * 4}
+    begin = time.process_time()
+    with refused(ConfigError, "JSON schema", 2**20):
+        llm.create_completion(TEXT, json_schema=schema)
+    assert time.process_time() - begin < 10.0
 
 
 def test_a_pattern_that_no_grammar_can_express_is_refused(llm: Otter, capfd: pytest.CaptureFixture[str]) -> None:

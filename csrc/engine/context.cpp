@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include "amx.h"
 #include "fail.h"
 #include "log.h"
 #include "saved_state.h"
@@ -253,8 +254,12 @@ void context::run(const token_batch & batch, reward_mode mode) {
     was_interrupted = false;
 
     const int64_t t_start = ggml_time_us();
-    const int32_t status  = llama_decode(get(), native);
-    llama_synchronize(get());
+    const int32_t status  = [&] {
+        const amx_tiles tiles;
+        const int32_t   result = llama_decode(get(), native);
+        llama_synchronize(get());
+        return result;
+    }();
     seconds += double(ggml_time_us() - t_start) * 1e-6;
     n_calls += 1;
     n_fed += batch.n_tokens;

@@ -14,9 +14,11 @@ namespace {
 constexpr float   minus_inf  = -std::numeric_limits<float>::infinity();
 constexpr int32_t max_last_n = 1 << 24; // llama.cpp takes the memory at once
 
-// Processor time for one token. A grammar that can read a text in many ways costs exponential time; one that reads it in
-// one way some milliseconds for a whole vocabulary, and with 20,000 enumerated texts a second.
-constexpr double grammar_seconds = 5.0;
+// Processor time that a grammar may take: for its first token, and more with each one, never above the first. A grammar
+// that can read a text in many ways costs exponential time; one that reads it in one way some milliseconds for a whole
+// vocabulary, and with 20,000 enumerated texts a second at the first token.
+constexpr double grammar_seconds         = 5.0;
+constexpr double grammar_seconds_a_token = 0.5;
 
 void check_numbers(const sampler_options & options) {
     const auto refuse = [](const char * name, float value, const char * expected) {
@@ -79,12 +81,13 @@ otter_error ambiguous() {
         "`s ::= [a-z]+` in the place of `s ::= [a-z] s s | [a-z] s | [a-z]`");
 }
 
-// Let a grammar work, for one token.
+// Let a grammar work, in what time it has left.
 template <class function>
-void bounded(const sampler_options & options, const function & work) {
+void bounded(const sampler_options & options, double & seconds_left, const function & work) {
     try {
-        const allocation_watch watch(options.interrupted, grammar_seconds);
+        const allocation_watch watch(options.interrupted, seconds_left);
         work();
+        seconds_left -= watch.seconds();
     } catch (const out_of_time &) {
         throw ambiguous();
     }
@@ -96,14 +99,17 @@ void check_ways(const grammar & grammar) {
     }
 }
 
-std::unique_ptr<grammar> build_grammar(const model & owner, const sampler_options & options) {
+// The grammar at the beginning of a text.
+void begin_grammar(const model & owner, const sampler_options & options, sampler_history & history) {
     if (options.grammar.empty()) {
-        return nullptr;
+        return;
     }
+    double                   seconds_left = grammar_seconds;
     std::unique_ptr<grammar> built;
-    bounded(options, [&] { built = std::make_unique<grammar>(owner.vocab(), options.grammar); });
+    bounded(options, seconds_left, [&] { built = std::make_unique<grammar>(owner.vocab(), options.grammar); });
     check_ways(*built);
-    return built;
+    history.grammar      = std::move(built);
+    history.seconds_left = seconds_left;
 }
 
 // The order of llama.cpp's own default chain.
@@ -139,6 +145,7 @@ sampler_history sampler_history::clone() const {
     return {
         llama_sampler_ptr(penalties ? llama_sampler_clone(penalties.get()) : nullptr),
         grammar ? std::make_unique<otter::grammar>(*grammar) : nullptr,
+        seconds_left,
         seen,
     };
 }
@@ -148,8 +155,8 @@ sampler::sampler(std::shared_ptr<const model> model_owner, const sampler_options
     options(std::make_shared<sampler_options>(given)) {
     check(*owner, given);
     history.penalties = build_penalties(*owner, given);
-    history.grammar   = build_grammar(*owner, given);
-    choice            = build_choice(given, given.seed);
+    begin_grammar(*owner, given, history);
+    choice = build_choice(given, given.seed);
 }
 
 sampler::sampler(const sampler & other, uint32_t seed) :
@@ -197,7 +204,7 @@ void sampler::keep_allowed(std::vector<candidate> & tokens) {
         array.push_back({ token, 0.0f, 0.0f });
     }
     llama_token_data_array marked = { array.data(), array.size(), -1, false };
-    bounded(*options, [&] { history.grammar->apply(&marked); });
+    bounded(*options, history.seconds_left, [&] { history.grammar->apply(&marked); });
 
     size_t n_kept = 0;
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -326,14 +333,15 @@ void sampler::remember(llama_token token, bool prompt) {
 
 void sampler::accept_in_grammar(llama_token token) {
     try {
-        bounded(*options, [&] { history.grammar->accept(token); });
+        bounded(*options, history.seconds_left, [&] { history.grammar->accept(token); });
     } catch (const otter_error &) {
         throw;
     } catch (const std::exception & error) { // its stacks are gone, and it would abort when asked again
-        history.grammar = build_grammar(*owner, *options);
+        begin_grammar(*owner, *options, history);
         throw engine_error(std::string("llama.cpp's grammar fails on a token that it allowed: ") + error.what());
     }
     check_ways(*history.grammar);
+    history.seconds_left = std::min(history.seconds_left + grammar_seconds_a_token, grammar_seconds);
 }
 
 sampler_state sampler::save() const {
@@ -354,7 +362,7 @@ void sampler::reset() {
     if (history.penalties) {
         llama_sampler_reset(history.penalties.get());
     }
-    history.grammar = build_grammar(*owner, *options);
+    begin_grammar(*owner, *options, history);
     history.seen.clear();
     llama_sampler_reset(choice.get());
 }

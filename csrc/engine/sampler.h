@@ -43,6 +43,7 @@ using llama_sampler_ptr = std::unique_ptr<llama_sampler, free_sampler>;
 struct sampler_history {
     llama_sampler_ptr               penalties;
     std::unique_ptr<otter::grammar> grammar;
+    double                          seconds_left = 0.0; // of processor time, for the grammar
     std::set<llama_token>           seen; // since the beginning; no other token's logit is changed by penalties
 
     sampler_history clone() const;

@@ -64,6 +64,10 @@ void allocation_watch::on_allocation() {
     }
 }
 
+double allocation_watch::seconds() const {
+    return t_looked_us == 0 ? 0.0 : cpu_seconds() - (cpu_deadline - max_seconds);
+}
+
 void allocation_watch::look() {
     const int64_t now = ggml_time_us();
     if (now - t_looked_us < interval_us) {

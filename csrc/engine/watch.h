@@ -30,6 +30,9 @@ public:
 
     void on_allocation();
 
+    // Processor time so far; 0 for short work.
+    double seconds() const;
+
 private:
     const stop_function & stop;
     const double          max_seconds;

@@ -167,8 +167,9 @@ private:
         if (form.has(no_windows) && size.value_or(0) > 0) {
             file.unsupported(cat("key ", quoted(key(name)), " is ", *size, ": layers that attend within a window"));
         }
-        if (form.has(windows) && (size.value_or(1) == 0 || size.value_or(1) > INT32_MAX)) {
-            file.fail_key(key(name), cat("is ", *size, ", expected 1 to ", INT32_MAX));
+        constexpr uint32_t most = 1 << 22; // llama.cpp takes memory for as many cells at each decode, whatever n_ctx is
+        if (form.has(windows) && (size.value_or(1) == 0 || size.value_or(1) > most)) {
+            file.fail_key(key(name), cat("is ", *size, ", expected 1 to ", most));
         }
     }
 

@@ -30,6 +30,9 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from ..model import Otter
 
+_LONGEST_SCHEMA = 1 << 21
+"""Characters, above what the converter takes: it says so."""
+
 Guidance = Policy | Search
 """How tokens are chosen: step by step, or by whole segments and texts."""
 
@@ -220,11 +223,24 @@ def _grammar_of(schema: str | Mapping[str, object]) -> str:
     if schema == "":
         return ""
     try:
-        text = schema if isinstance(schema, str) else json.dumps(dict(schema), ensure_ascii=False)
+        text = schema if isinstance(schema, str) else _json_text(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"json_schema: expected JSON types: {error}") from None
     utf8(text, "json_schema")
     return _native.json_schema_to_grammar(text)
+
+
+def _json_text(schema: Mapping[str, object]) -> str:
+    """The schema as JSON, and no more of it than shows that it is too large: one that refers to its own parts many
+    times grows exponentially when it is written out."""
+    pieces = []
+    left = _LONGEST_SCHEMA
+    for piece in json.JSONEncoder(ensure_ascii=False).iterencode(dict(schema)):
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            break
+    return "".join(pieces)
 
 
 def as_tuple(what: str, given: object) -> tuple[Callable[..., Any], ...]:

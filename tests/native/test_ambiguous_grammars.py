@@ -90,6 +90,31 @@ def test_a_token_that_takes_for_ever_ends_by_itself() -> None:
     assert 4.0 < time.process_time() - begin < 8.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("grammar", ["root ::= " + "[^x]? " * 2000, "root ::= " + "[^x]* " * 780])
+def test_a_text_whose_tokens_each_take_long_ends_by_itself(grammar: str) -> None:
+    """One budget for the whole text: none of the tokens would exceed it."""
+    begin = time.process_time()
+    with refused(ConfigError, "grammar"):
+        sampler = make(top_k=V, grammar=grammar)
+        for _ in range(20):
+            sampler.accept(LETTER)
+            allowed(sampler, rows(1)[0])
+    assert time.process_time() - begin < 5.0 + 20 * 0.5
+
+
+@pytest.mark.slow
+def test_each_token_gives_time_back() -> None:
+    """The negative twin: a text that takes more than the first token may, a tenth of a second each."""
+    words = " | ".join(f'"a{number:04d}"' for number in range(4000))
+    sampler = make(top_k=V, grammar=f"root ::= ({words})+")
+    begin = time.process_time()
+    while time.process_time() - begin < 7.0:
+        for letter in "a0000":
+            assert byte(letter) in allowed(sampler, rows(1)[0])
+            sampler.accept(byte(letter))
+
+
 @pytest.mark.parametrize(
     ("call", "token"), [("accept", ALLOWED), ("accept", FORBIDDEN), ("sample", FORBIDDEN), ("candidates", FORBIDDEN)]
 )

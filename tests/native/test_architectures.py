@@ -602,6 +602,7 @@ def test_a_falcon_with_biases_is_refused(tmp_path: Path) -> None:
     ("model_type", "key", "names", "error"),
     [
         ("gemma2", KeyValue("gemma2.attention.sliding_window", "u32", 0), (0,), FileError),
+        ("gemma2", KeyValue("gemma2.attention.sliding_window", "u32", 2**22 + 1), (2**22 + 1, 2**22), FileError),
         ("gemma2", KeyValue("gemma2.attn_logit_softcapping", "f32", 0.0), (0,), FileError),
         ("gemma2", KeyValue("gemma2.attention.sliding_window_pattern", "arr[u32]", [1]), ("arr[u32]", 2), FileError),
         ("gemma3_text", KeyValue("gemma3.attention.key_length_swa", "u32", 32), (32, 64), UnsupportedError),
@@ -617,6 +618,16 @@ def test_keys_of_other_graphs_are_refused(
         _native.check_base(file)
     with _native.GgufFile(str(damaged)) as file, refused(error, damaged, key.key, *names):
         _native.check_base(file)
+
+
+def test_the_widest_window_runs(tmp_path: Path) -> None:
+    """llama.cpp takes memory for it at each decode: 16 MB here, and more than there is for a window of 2^31 - 1."""
+    widest = KeyValue("gemma2.attention.sliding_window", "u32", 2**22)
+    whole = write_toy(tmp_path / "whole.gguf", toy("gemma2"))
+    base = rewrite(whole, tmp_path / "widest.gguf", metadata={widest.key: widest})
+    context = open_base(base)
+    feed(context, random_tokens(8))
+    assert np.isfinite(context.logits()).all()
 
 
 def test_an_unsupported_architecture_is_named(tmp_path: Path) -> None:
