@@ -70,6 +70,7 @@ class ChatTemplate:
     def __init__(self, source: str, *, path: str, bos_token: str, eos_token: str) -> None:
         if len(source) > MAX_TEMPLATE:
             raise FileError(f"{path}: the chat template has {len(source)} characters, expected at most {MAX_TEMPLATE}")
+        utf8(source, f"{path}: the chat template", FileError)
         self.path = path
         self.source = source
         self.tokens = {"bos_token": bos_token, "eos_token": eos_token}

@@ -127,6 +127,12 @@ class IsolatedOtter(Otter):
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         return bytes(self._call("detokenize", tokens, special))
 
+    def token_bos(self) -> int:
+        return int(self._call("token_bos"))
+
+    def token_eos(self) -> int:
+        return int(self._call("token_eos"))
+
     def create_completion(self, prompt: Prompts, **options: Any) -> Any:
         return self._call("create_completion", prompt, **options)
 
@@ -140,6 +146,9 @@ class IsolatedOtter(Otter):
 
     def generate(self, tokens: Sequence[int], **options: Any) -> Iterator[Step]:
         return iter(self._call("generate", tokens, **options))
+
+    def reset(self) -> None:
+        self._call("reset")
 
     def save_state(self) -> ContextState:
         state: ContextState = self._call("save_state")

@@ -156,6 +156,14 @@ class Otter:
                 raise ConfigError(f"token {odd} is outside the vocabulary of {self.n_vocab}")
         return self.model.detokenize(ids, special=special)
 
+    def token_bos(self) -> int:
+        """The begin-of-text token, -1 if the vocabulary has none."""
+        return self.model.bos_token
+
+    def token_eos(self) -> int:
+        """The end-of-text token, -1 if the vocabulary has none. Other tokens may end a text too."""
+        return self.model.eos_token
+
     # ---- generating --------------------------------------------------------------------------------------------
 
     @overload
@@ -337,6 +345,16 @@ class Otter:
         return Stream(call.claims, (event.step for event in events))
 
     # ---- state -------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the text in the context, with its rewards; a stream that is not at its end is over.
+
+        Calls start afresh by themselves; after this one not even ``cache_prompt`` makes use of the text.
+        """
+        with claimed(self.lanes.claim):
+            self.lanes.run += 1
+            self.lanes.lanes = []
+            self.context.clear()
 
     def save_state(self) -> ContextState:
         """The text in the context, so that a later prompt that begins with it need not be fed again."""

@@ -12,6 +12,7 @@ from benchmarks import synthetic
 from otter_gguf import ConfigError, FileError, Otter
 from otter_gguf.chat import MAX_OUTPUT, MAX_TEMPLATE, ChatTemplate
 from otter_gguf.gguf.encoding import KeyValue
+from tests.completions import choice_of
 from tests.refusals import refused
 from tests.synthetic_models import pair
 
@@ -142,6 +143,18 @@ def test_chat_streams(llm: Otter) -> None:
     assert "".join(delta["content"] for delta in deltas) == whole["message"]["content"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert chunks[-1]["choices"][0]["rewards"]["reward"] == whole["rewards"]["reward"]  # type: ignore[index]
+
+
+def test_a_template_that_is_no_text_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    geometry = synthetic.GEOMETRIES["tiny"]
+    metadata = [*synthetic.base_metadata(geometry), KeyValue("tokenizer.chat_template", "str", CHATML + "\udced")]
+    base = tmp_path / "base.gguf"
+    synthetic.write(base, metadata, synthetic.base_tensors(geometry, "F32"), 0)
+    with Otter(base, n_ctx=64, n_threads=1) as llm:
+        assert llm.has_chat_template
+        with refused(FileError, base, "chat template", "U+DCED"):
+            llm.create_chat_completion(MESSAGES)
+        assert choice_of(llm.create_completion("a", max_tokens=1, temperature=0))
 
 
 def test_without_a_template_chat_is_refused() -> None:

@@ -9,17 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ConfigError, ContextFullError, EngineError, FileError, MismatchError, Otter
+from otter_gguf import ARGS, ConfigError, ContextFullError, EngineError, FileError, MismatchError, Otter
 from otter_gguf.gguf.encoding import KeyValue
+from otter_gguf.isolation import open_model
 from otter_gguf.options import LoadOptions, SamplingOptions
 from tests.gguf.toy_files import write_base
+from tests.guidance.reference import EXACT
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, load, pair
+
+ROUNDING = 2.5e-6
+"""Between two rewards, in deviations, where everything is F32 and a matrix is multiplied with one row here and several
+there, which adds up in another order: 1.4e-6 at most, over 8 models and 3 texts."""
 
 
 @pytest.fixture(scope="module")
 def llm() -> Otter:
     return load(pair(labels=("kind", "true")))
+
+
+@pytest.fixture(scope="module")
+def exact() -> Otter:
+    """The same with F32 cells and no flash attention, whose kernels round to F16."""
+    return load(pair(labels=("kind", "true")), **EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +65,31 @@ def test_completion_has_openai_shape_and_rewards(llm: Otter) -> None:
     assert choice(out)["text"] == llm.detokenize(rewards["tokens"]).decode("utf-8", "replace")
 
 
-def test_rewards_are_those_of_the_text(llm: Otter) -> None:
-    """Token by token while generating, all at once while scoring: the same within rounding."""
+def difference_to_scoring(llm: Otter) -> float:
+    """The largest one between rewards token by token while generating, and all at once while scoring."""
     out = choice(llm.create_completion(TEXT, max_tokens=40, temperature=0, prompt_rewards=True))
-    prompt = llm.tokenize(TEXT, special=True)
-    score = llm.score([*prompt, *out["rewards"]["tokens"]])
-    np.testing.assert_allclose(score.rewards[: len(prompt)], out["prompt_rewards"]["token_rewards"], atol=2e-2)
-    np.testing.assert_allclose(score.rewards[len(prompt) :], out["rewards"]["token_rewards"], atol=2e-2)
+    score = llm.score([*llm.tokenize(TEXT, special=True), *out["rewards"]["tokens"]])
+    rewards = [*out["prompt_rewards"]["token_rewards"], *out["rewards"]["token_rewards"]]
+    assert np.abs(np.diff(rewards, axis=0)).mean() > 0.5, "a reward could be its neighbour's"
+    return float(np.abs(score.rewards - rewards).max())
 
 
-def test_rewards_agree_closely_with_a_float32_cache() -> None:
-    with load(type_k="f32", type_v="f32", flash_attn=False) as llm:
-        out = choice(llm.create_completion(TEXT, max_tokens=40, temperature=0))
-        prompt = llm.tokenize(TEXT, special=True)
-        score = llm.score([*prompt, *out["rewards"]["tokens"]])
-        np.testing.assert_allclose(score.rewards[len(prompt) :], out["rewards"]["token_rewards"], atol=1e-4)
+def test_rewards_are_those_of_the_text(exact: Otter) -> None:
+    assert difference_to_scoring(exact) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        # A difference of 1e-7 is a whole step of F16 where a key or value lies between two of them.
+        pytest.param({"flash_attn": "off"}, 2.5e-4, id="F16 cells"),
+        # llama.cpp's kernel for a single query also sums the values in F16, its kernel for several in F32.
+        pytest.param({"flash_attn": "on"}, 9.1e-3, id="flash attention"),
+    ],
+)
+def test_rewards_are_nearly_those_of_the_text_in_f16(options: dict[str, Any], measured: float) -> None:
+    with load(pair(labels=("kind", "true")), **options) as llm:
+        assert ROUNDING < difference_to_scoring(llm) < 2 * measured
 
 
 def test_another_sidecar_gives_other_rewards_and_the_same_text() -> None:
@@ -131,10 +153,10 @@ def test_echo_puts_the_prompt_in_front(llm: Otter) -> None:
     assert choice(llm.create_completion(TEXT, max_tokens=0, echo=True))["text"] == TEXT
 
 
-def test_max_tokens_zero_gives_the_prompts_reward(llm: Otter) -> None:
-    out = choice(llm.create_completion(TEXT, max_tokens=0))
+def test_max_tokens_zero_gives_the_prompts_reward(exact: Otter) -> None:
+    out = choice(exact.create_completion(TEXT, max_tokens=0))
     assert (out["text"], out["finish_reason"], out["rewards"]["tokens"]) == ("", "length", [])
-    assert out["rewards"]["reward"] == pytest.approx(llm.score(TEXT).reward, abs=2e-2)
+    assert out["rewards"]["reward"] == pytest.approx(exact.score(TEXT).reward, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("max_tokens", [None, -1])
@@ -157,25 +179,21 @@ def test_prompt_of_the_contexts_length_fits_and_one_more_does_not() -> None:
         assert len(llm.score([65] * 64).rewards) == 64
 
 
-def test_prompts_longer_than_a_batch_are_fed_in_parts(llm: Otter) -> None:
+def test_prompts_longer_than_a_batch_are_fed_in_parts(exact: Otter) -> None:
     prompt = TEXT * 3
-    with load(pair(labels=("kind", "true")), n_batch=32, n_ubatch=16) as small:
+    with load(pair(labels=("kind", "true")), n_batch=32, n_ubatch=16, **EXACT) as small:
         ours = choice(small.create_completion(prompt, max_tokens=20, temperature=0, prompt_rewards=True))
-    other = choice(llm.create_completion(prompt, max_tokens=20, temperature=0, prompt_rewards=True))
+    other = choice(exact.create_completion(prompt, max_tokens=20, temperature=0, prompt_rewards=True))
     assert ours["text"] == other["text"]
-    np.testing.assert_allclose(
-        ours["prompt_rewards"]["token_rewards"], other["prompt_rewards"]["token_rewards"], atol=2e-2
-    )
+    assert ours["prompt_rewards"] == other["prompt_rewards"]
 
 
-def test_cached_prompt_gives_the_same_text(llm: Otter) -> None:
-    fresh = choice(llm.create_completion(TEXT + "More.", max_tokens=20, temperature=0))
-    llm.create_completion(TEXT, max_tokens=5, temperature=0)
-    calls = llm.context.timing()["calls"]
-    cached = choice(llm.create_completion(TEXT + "More.", max_tokens=20, temperature=0, cache_prompt=True))
+def test_cached_prompt_gives_the_same_text(exact: Otter) -> None:
+    fresh = choice(exact.create_completion(TEXT + "More.", max_tokens=20, temperature=0))
+    exact.create_completion(TEXT, max_tokens=5, temperature=0)
+    cached = choice(exact.create_completion(TEXT + "More.", max_tokens=20, temperature=0, cache_prompt=True))
     assert cached["text"] == fresh["text"]
-    np.testing.assert_allclose(cached["rewards"]["token_rewards"], fresh["rewards"]["token_rewards"], atol=2e-2)
-    assert llm.context.timing()["calls"] > calls
+    np.testing.assert_allclose(cached["rewards"]["token_rewards"], fresh["rewards"]["token_rewards"], atol=ROUNDING)
 
 
 def test_cached_prompt_feeds_only_what_is_new(llm: Otter) -> None:
@@ -303,10 +321,10 @@ def test_score_tells_prompt_from_response(llm: Otter) -> None:
     assert score.to_dict()["reward"] == score.reward == score.final["reward.kind"]
 
 
-def test_score_of_a_prefix_is_the_beginning_of_the_score(llm: Otter) -> None:
-    tokens = llm.tokenize(TEXT)
-    whole, part = llm.score(tokens), llm.score(tokens[:10])
-    np.testing.assert_allclose(whole.rewards[:10], part.rewards, atol=2e-2)
+def test_score_of_a_prefix_is_the_beginning_of_the_score(exact: Otter) -> None:
+    tokens = exact.tokenize(TEXT)
+    whole, part = exact.score(tokens), exact.score(tokens[:10])
+    np.testing.assert_array_equal(whole.rewards[:10], part.rewards)
     assert whole.reward != part.reward
 
 
@@ -336,6 +354,51 @@ def test_properties(llm: Otter) -> None:
     assert llm.metadata["llama.block_count"] == 3
     assert "tokenizer.ggml.tokens" not in llm.metadata
     assert "reward.kind" in repr(llm)
+
+
+def test_special_tokens_have_numbers(llm: Otter) -> None:
+    assert llm.tokenize("")[:1] == [llm.token_bos()]
+    assert llm.detokenize([llm.token_bos(), llm.token_eos()], special=True) == b"<|begin|><|end|>"
+    assert llm.model.is_eog(llm.token_eos())
+    assert not llm.model.is_eog(llm.token_bos())
+
+
+def test_reset_forgets_the_text(llm: Otter) -> None:
+    """A prompt that begins like it is fed as a whole, ``cache_prompt`` or not."""
+    tokens = llm.tokenize(TEXT)
+
+    def fed_again() -> int:
+        before = llm.context.timing()["tokens"]
+        llm.create_completion(tokens, max_tokens=0, cache_prompt=True)
+        return int(llm.context.timing()["tokens"] - before)
+
+    llm.create_completion(tokens, max_tokens=0)
+    assert fed_again() == 1
+    assert llm.last_rewards
+    llm.reset()
+    assert (llm.last_rewards, llm.save_state().tokens) == ([], ())
+    assert llm.context.sequence_max_position(0) == -1
+    assert fed_again() == len(tokens)
+
+
+@pytest.mark.parametrize("guidance", [None, ARGS(1.0, label="reward.kind")])
+def test_reset_ends_a_stream(llm: Otter, guidance: ARGS | None) -> None:
+    stream = llm.create_completion(TEXT, temperature=0, stream=True, guidance=guidance)
+    next(stream)
+    llm.reset()
+    with refused(ConfigError, "stream"):
+        list(stream)
+    assert choice(llm.create_completion(TEXT, max_tokens=3))["rewards"]["tokens"]
+
+
+def test_reset_and_special_tokens_in_a_process_of_its_own(llm: Otter) -> None:
+    files = pair(labels=("kind", "true"))
+    with open_model(files.base, otter=files.otter, n_ctx=64, n_threads=1, isolate=True) as isolated:
+        assert (isolated.token_bos(), isolated.token_eos()) == (llm.token_bos(), llm.token_eos())
+        isolated.create_completion("The otter", max_tokens=0)
+        assert isolated.save_state().tokens
+        isolated.reset()
+        assert (isolated.last_rewards, isolated.save_state().tokens) == ([], ())
 
 
 def test_close_is_idempotent_and_final() -> None:

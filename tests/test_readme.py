@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ import pytest
 
 from otter_gguf.cli import main as cli
 from tests.converters.toy_hf import write_hf_model
-from tests.documents import fenced
+from tests.documents import DOCS, fenced
 from tests.training.toy import toy_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,55 @@ def test_command_on_the_demo_model(
     threads = [] if words[0] == "info" else ["-t", "1"]
     assert cli.main([*words, *threads, *quick.get(words[0], [])]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def story(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, float]:
+    """How ``run`` goes on, and the reward at the end."""
+    assert cli.main([*words, "-t", "1", "--json"]) == 0
+    choice = json.loads(capsys.readouterr().out)["choices"][0]
+    return choice["text"], choice["rewards"]["reward"]
+
+
+def assert_shown(shown: str, text: str, reward: float) -> None:
+    """A document has the beginning of a text, and the reward at its end: ``Lily had a pie. … +1.00``."""
+    beginning, _, number = shown.rpartition(" … ")
+    assert text.strip().startswith(beginning)
+    assert len(beginning) > 50
+    assert reward == pytest.approx(float(number), abs=0.01)
+
+
+def table(document: Path, heading: str) -> list[list[str]]:
+    """The cells of the first table with some text in its heading."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("|") and heading in line]
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first + 2 :])
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_the_stories_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [words for words in DEMO if words[0] == "run"]
+    rows = table(README, "every token in the colour")
+    for words, (_, text, reward) in zip(runs, rows, strict=True):
+        assert_shown(f"{text} {reward}", *story(words, capsys))
+    rewards = [float(row[2]) for row in rows]
+    assert rewards[0] < -0.9 < 0.9 < min(rewards[1:])
+
+
+@pytest.mark.parametrize("row", table(DOCS / "demo.md", "otter-gguf run"), ids=lambda row: row[0])
+def test_the_stories_of_the_demos_page(row: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    prompt, plain, guided = row
+    command = ["run", "--temp", "0", "-p", prompt]
+    assert_shown(plain, *story(command, capsys))
+    assert_shown(guided, *story([*command, "-w", "2"], capsys))
+
+
+def test_the_rewards_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.findall(r'otter-gguf (score -p "[^"]+") +#.*?([-+]\d\.\d\d)$', README.read_text(encoding="utf-8"), re.M)
+    noise = re.findall(r'("[^"]+") (?:gets )?([-+]\d\.\d\d)', (DOCS / "demo.md").read_text(encoding="utf-8"))
+    assert (len(shown), len(noise)) == (2, 2)
+    for command, reward in [*shown, *((f"score -p {text}", reward) for text, reward in noise)]:
+        assert cli.main([*shlex.split(command), "-t", "1"]) == 0
+        assert json.loads(capsys.readouterr().out)["reward"] == pytest.approx(float(reward), abs=0.01)
 
 
 def test_train_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+
 namespace py = pybind11;
 
 namespace otter {
@@ -153,9 +155,16 @@ void register_model(py::module_ & module) {
             },
             py::arg("token"))
         .def("chat_template",
-            [=](const py_model & self) -> std::optional<std::string> {
+            [=](const py_model & self) -> std::optional<py::object> { // any bytes: the file's
                 const char * text = llama_model_chat_template(native(self), nullptr);
-                return text == nullptr ? std::nullopt : std::optional<std::string>(text);
+                if (text == nullptr) {
+                    return std::nullopt;
+                }
+                PyObject * object = PyUnicode_DecodeUTF8(text, Py_ssize_t(std::strlen(text)), "surrogateescape");
+                if (object == nullptr) {
+                    throw py::error_already_set();
+                }
+                return py::reinterpret_steal<py::object>(object);
             })
         .def(
             "tokenize",

@@ -633,6 +633,13 @@ NATIVE = (
         ("tests/gguf/test_reader.py", "tests/gguf/test_hostile.py"),
     ),
     Fault(
+        "Log: the errors of all threads together",
+        "csrc/engine/log.cpp",
+        "thread_local thread_log instance;",
+        "static thread_log instance;",
+        ("tests/native/test_log.py",),
+    ),
+    Fault(
         "Finite check: Q6_K's scale sought elsewhere",
         "csrc/gguf/finite.cpp",
         "return { 208, 1 };",
