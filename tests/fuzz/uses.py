@@ -54,15 +54,22 @@ def greedy(llm: Otter, rng: random.Random) -> None:
     llm.create_completion(prompt(llm, rng), max_tokens=2, temperature=0)
 
 
+def bounded(llm: Otter, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without a text that goes on for thousands of tokens, or for ever: that takes its time, and is no hang."""
+    if options.get("max_tokens") == -1 and (llm.n_ctx > 1024 or options.get("context_shift")):
+        options["max_tokens"] = 1024
+    return options
+
+
 def sampled(llm: Otter, rng: random.Random) -> None:
     """With options, of which half are none."""
-    llm.create_completion(prompt(llm, rng), **{"max_tokens": 3, **sampling_options(rng)})
+    llm.create_completion(prompt(llm, rng), **bounded(llm, {"max_tokens": 3, **sampling_options(rng)}))
 
 
 def streamed(llm: Otter, rng: random.Random) -> None:
     """A few chunks, of a stream that may be left or closed."""
     options = sampling_options(rng) if rng.random() < 0.3 else {}
-    stream: Any = llm.create_completion(prompt(llm, rng), stream=True, **{"max_tokens": 5, **options})
+    stream: Any = llm.create_completion(prompt(llm, rng), stream=True, **bounded(llm, {"max_tokens": 5, **options}))
     list(islice(stream, rng.randint(0, 6)))
     if rng.random() < 0.3:
         stream.close()
@@ -128,7 +135,7 @@ def chat(llm: Otter, rng: random.Random) -> None:
     if rng.random() < 0.3:
         options |= sampling_options(rng)
         options.pop("echo", None), options.pop("prompt_rewards", None)
-    llm.create_chat_completion(messages(rng), **{"max_tokens": 2, **options})
+    llm.create_chat_completion(messages(rng), **bounded(llm, {"max_tokens": 2, **options}))
 
 
 _PROCESSORS: list[Callable[[Any, Any], Any]] = [
