@@ -189,9 +189,11 @@ for _name in ("create_completion", "create_chat_completion", "generate"):
 class _Items(Iterator[Any]):
     """An iterator there, asked for one item at a time."""
 
+    _number: int | None = None  # also of an object whose making was interrupted
+
     def __init__(self, process: _Process, number: int) -> None:
         self._process = process
-        self._number: int | None = number
+        self._number = number
 
     def __next__(self) -> Any:
         number, self._number = self._number, None  # whatever is raised, it is over: as with a generator

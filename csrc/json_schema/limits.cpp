@@ -49,6 +49,14 @@ bool has_type(const common_json & node, const std::string & name) {
     return false;
 }
 
+// llama.cpp would write a repetition that it reads otherwise than it is meant.
+void check_order(const common_json & node, const char * least, const char * most) {
+    const auto has = [&](const char * key) { return node.contains(key) && node.at(key).is_number(); };
+    if (has(least) && has(most) && node.at(least).get<double>() > node.at(most).get<double>()) {
+        fail(cat(least, " is ", node.at(least).dump(), ", above ", most, ", which is ", node.at(most).dump()));
+    }
+}
+
 void check_count(const common_json & node, const char * key) {
     if (!node.contains(key) || !node.at(key).is_number()) {
         return;
@@ -300,6 +308,8 @@ void check_numbers(const common_json & schema) {
     for (const char * key : { "minItems", "maxItems", "minLength", "maxLength" }) {
         check_count(schema, key);
     }
+    check_order(schema, "minItems", "maxItems");
+    check_order(schema, "minLength", "maxLength");
     if (has_type(schema, "integer")) {
         check_bound(schema, "minimum");
         check_bound(schema, "maximum");

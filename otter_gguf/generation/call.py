@@ -94,7 +94,10 @@ class Call:
         if self.request.shifts is None:
             return
         if not self.llm.context.can_shift:
-            raise ConfigError(f"context_shift: llama.cpp cannot shift the context of {self.llm.model.description}")
+            raise ConfigError(
+                f"context_shift: llama.cpp cannot shift the context of {self.llm.model.description}: not every "
+                "architecture can be shifted, and of cached keys (type_k, -ctk) f16 and f32 can"
+            )
         if self.request.n_keep > self.llm.n_ctx - 2:
             most = self.llm.n_ctx - 2
             raise ConfigError(f"n_keep is {self.request.n_keep}, expected at most {most}: a shift must free something")

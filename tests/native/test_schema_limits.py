@@ -163,6 +163,16 @@ def test_bounds_that_fit(bounds: dict[str, int]) -> None:
     assert make(grammar=convert({"type": "integer", **bounds}))
 
 
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), [("array", "minItems", "maxItems"), ("string", "minLength", "maxLength")]
+)
+def test_at_least_is_no_more_than_at_most(kind: str, least: str, most: str) -> None:
+    for low, high in ((5, 1), (1, 0)):
+        with refused(ConfigError, "JSON schema", least, low, most, high):
+            convert({"type": kind, least: low, most: high})
+    assert make(grammar=convert({"type": kind, least: 2, most: 2}))
+
+
 def test_a_message_is_no_longer_than_one_reads() -> None:
     with pytest.raises(ConfigError) as raised:
         convert({"type": "string", "pattern": "^" + "(" * 5000 + "$"})
