@@ -22,7 +22,8 @@ import numpy as np
 
 from otter_gguf import ARGS, Candidates, Otter, Policy
 from otter_gguf.demo import Judge, demo_files
-from otter_gguf.guidance.base import Float32, State
+from otter_gguf.guidance.base import State
+from otter_gguf.steps import Float32
 
 N_PROMPTS, MAX_TOKENS = 12, 40
 

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import errors
-from .generation.steps import Step
 from .scoring import Score
 from .state import ContextState
+from .steps import Step
 
 Blobs = list[bytes]
 

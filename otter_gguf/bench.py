@@ -20,13 +20,12 @@ import numpy as np
 
 from . import _native
 from .config import InsertionConfig
+from .engine import Engine, Request
 from .errors import ConfigError
-from .generation import Lanes
-from .generation.loop import plain
-from .generation.request import Request, texts_of
 from .gguf.base import BaseFiles, is_inserted
 from .loading import ModelFiles, check_files, load_model, make_context
-from .options import LoadOptions
+from .options import LoadOptions, SamplingOptions
+from .session import Session
 from .threads import default_threads
 from .verify import stock_files
 
@@ -316,11 +315,12 @@ def measure_python(
 
     Tokens are drawn greedily; what llama.cpp's sampler takes is native time too, but counts as Python's here.
     """
-    lanes = Lanes(context, len(insertion.reward_labels), reads_heads=True, n_ctx=n_gen + WARM_UP + 1)
-    texts = texts_of(lanes.begin([[0]])[0], [[0]], [_native.Sampler(model, temperature=0.0)], Request())
+    engine = Engine(Session(model, context, "bench", insertion, n_gen + WARM_UP + 1))
+    handles = engine.submit([Request([0], SamplingOptions(temperature=0.0))])
+    engine.start(handles)
     shares, times = [], []
     end_inside, end = context.timing()["seconds"], time.perf_counter()
-    for _ in plain(model, lanes, texts, Request()):
+    for _ in engine.follow(handles):
         begin_inside, begin = end_inside, end
         end_inside, end = context.timing()["seconds"], time.perf_counter()
         times.append(end - begin)

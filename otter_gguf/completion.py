@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
-from .generation.steps import Event, FinishReason, Float32, Logprobs, Record
-from .text import TextStream
+from .steps import FinishReason, Float32, Logprobs, Piece, Record
 
 
 class Rewards(TypedDict):
@@ -107,68 +105,14 @@ class ChatResponse(TypedDict):
 
 
 @dataclass
-class Piece:
-    """Text that is certain, with the tokens that it begins."""
-
-    index: int
-    """Which of the call's texts."""
-    text: str = ""
-    events: list[Event] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    """Where each token begins, in characters of the whole text."""
-    finish_reason: FinishReason | None = None
-    records: list[Record] = field(default_factory=list)
-
-
-class PieceMaker:
-    """Turns the tokens of one text into pieces.
-
-    A token belongs to the first piece that holds a character of it, so that tokens within a stop string are left out.
-    """
-
-    def __init__(self, index: int, stop: Sequence[str], token_bytes: Callable[[int], bytes]) -> None:
-        self.index = index
-        self._text = TextStream(stop)
-        self._token_bytes = token_bytes
-        self._waiting: deque[tuple[int, Event]] = deque()
-        self._records: list[Record] = []
-        self._before_stop = ""
-
-    def push(self, event: Event) -> Piece | None:
-        """Take a token; the piece that is certain now, if there is one."""
-        self._waiting.append((self._text.decoded, event))
-        self._records += event.records
-        certain = self._text.push(self._token_bytes(event.step.token))
-        if self._text.stopped:
-            self._before_stop += certain
-            return None
-        return self._piece(certain, self._text.released) if certain else None
-
-    def finish(self, reason: FinishReason, records: Iterable[Record] = ()) -> Piece:
-        """No more tokens: the rest."""
-        rest = self._before_stop + self._text.finish()
-        self._records += records
-        piece = self._piece(rest, self._text.released if self._text.stopped else self._text.released + 1)
-        piece.finish_reason = reason
-        return piece
-
-    def _piece(self, text: str, limit: int) -> Piece:
-        taken = []
-        while self._waiting and self._waiting[0][0] < limit:
-            taken.append(self._waiting.popleft())
-        records, self._records = self._records, []
-        return Piece(self.index, text, [event for _, event in taken], [place for place, _ in taken], None, records)
-
-
-@dataclass
 class Run:
     """One call under way: one text or several."""
 
     model_name: str
     labels: Sequence[str]
     prompts: Sequence[Sequence[int]]
-    prompt_rewards: Sequence[Float32]
-    """Of each prompt, (tokens or 1, n_rewards): of every token or of the last."""
+    prompt_rewards: Callable[[int], Float32]
+    """Of a prompt, (tokens or 1, n_rewards): of every token or of the last; once it has been fed."""
     pieces: Iterator[Piece]
     token_bytes: Callable[[int], bytes]
     """Special tokens by name."""
@@ -192,7 +136,7 @@ class Run:
 
     def first_reward(self, index: int = 0) -> float:
         """The first label's reward of a prompt."""
-        return float(self.prompt_rewards[index][-1, 0]) if self.labels else 0.0
+        return float(self.prompt_rewards(index)[-1, 0]) if self.labels else 0.0
 
     def usage(self, n_tokens: int) -> Usage:
         """Token counts of all texts together."""
@@ -282,7 +226,7 @@ def _prompt_rewards(run: Run, index: int) -> Rewards | None:
         "labels": list(run.labels),
         "tokens": list(run.prompts[index]),
         "text_offset": [],
-        "token_rewards": run.prompt_rewards[index].tolist(),
+        "token_rewards": run.prompt_rewards(index).tolist(),
         "reward": run.first_reward(index),
     }
 

@@ -23,17 +23,17 @@ from typing import Any, BinaryIO
 
 from ._channel import Channel
 from ._logging import set_verbose
-from .claims import Claimable, claimed
 from .config import InsertionConfig
 from .errors import ConfigError, EngineError, OtterError
-from .generation import Step
 from .model import Otter, Prompts
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
 from .state import ContextState
+from .steps import Step
+from .turns import Turn
 
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf._isolated import main; "
-_LOWER_LEVEL = ("model", "context", "lanes")
+_LOWER_LEVEL = ("model", "context", "session", "engine")
 
 
 def open_model(model_path: str | Path, *, isolate: bool = False, **options: Any) -> Otter:
@@ -45,7 +45,8 @@ class IsolatedOtter(Otter):
     """An :class:`otter_gguf.Otter` that lives in a child process.
 
     Same arguments, methods, results and errors. A crash there is an ``EngineError`` that names the signal; the object
-    is of no use then, this process is as before. The lower level (``model``, ``context``, ``lanes``) is not reachable.
+    is of no use then, this process is as before. The lower level (``model``, ``context``, ``session``, ``engine``) is
+    not reachable.
 
     Args:
         beside: Another isolated model, whose process is shared: so that it can be a ``reward_model`` of this one, or
@@ -79,7 +80,6 @@ class IsolatedOtter(Otter):
         self.model_path = facts["model_path"]
         self.metadata = facts["metadata"]
         self.insertion = InsertionConfig.from_dict(facts["insertion"]) if facts["insertion"] else None
-        self._n_ctx = facts["n_ctx"]
         self._facts = facts
         self._open = True
 
@@ -89,6 +89,10 @@ class IsolatedOtter(Otter):
     def pid(self) -> int:
         """Of the process in which the model lives."""
         return self._process.pid
+
+    @property
+    def n_ctx(self) -> int:
+        return int(self._facts["n_ctx"])
 
     @property
     def n_vocab(self) -> int:
@@ -228,7 +232,7 @@ class _Process:
         """Iterators that nobody asks for any more, and models that nobody got; told with the next question."""
         self._owner = os.getpid()
         self._n_models = 0
-        self._turn = Claimable("this isolated process", nests=False)
+        self._turn = Turn("this isolated process")
         ours, theirs = socket.socketpair()
         life, self._life = os.pipe()
         with ours, theirs, open(life, "rb"):
@@ -263,15 +267,17 @@ class _Process:
         """The answer; what was raised there is raised here. ``EngineError`` if the process is gone."""
         if os.getpid() != self._owner:
             raise EngineError(f"{self.path}: isolated by another process than this one: open it here")
-        with claimed(self._turn):
-            self.dropped += self._channel.made_for_nobody()
-            answer = self._channel.exchange(self._pickled(verb, arguments))
+        answer = self._turn.call(lambda: self._exchange(verb, arguments))
         if answer is None:
             raise EngineError(self._obituary(verb, arguments))
         value, error = answer
         if error is not None:
             raise error
         return value
+
+    def _exchange(self, verb: str, arguments: tuple[Any, ...]) -> Any:
+        self.dropped += self._channel.made_for_nobody()
+        return self._channel.exchange(self._pickled(verb, arguments))
 
     def _pickled(self, verb: str, arguments: tuple[Any, ...]) -> bytes:
         stream = io.BytesIO()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import NoneType
@@ -14,8 +14,8 @@ import numpy as np
 from . import _native
 from ._logging import logger, set_verbose
 from ._numbers import shown
+from .batches import common_length
 from .chat import ChatTemplate, json_schema_of
-from .claims import Stream, claimed
 from .completion import (
     ChatResponse,
     CompletionResponse,
@@ -26,21 +26,19 @@ from .completion import (
     completion_chunks,
 )
 from .config import InsertionConfig
+from .engine import Engine, Guidance, Handle, LogitsProcessor, Request, StoppingCriterion, Stream
 from .errors import ConfigError, ContextFullError, MismatchError
-from .generation import Lanes, Step, common_length
-from .generation.call import Call, Guidance, as_tuple
-from .generation.request import LogitsProcessor, Request, StoppingCriterion
 from .guidance.base import Policy
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
+from .session import BYTES, LanguageModel, Session, sessions_by_name
 from .state import ContextState, identity
+from .steps import Float32, Step
 from .text import stop_strings, utf8
 
 # A policy has chosen its candidates: llama.cpp's cuts apply to its scores where they are asked for, not by themselves.
 _NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-
-_BYTES = (bytes, bytearray, memoryview)
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
 """A text, or tokens, or several of either."""
@@ -63,8 +61,8 @@ class Otter:
         ConfigError: An option is out of range or contradicts another.
         EngineError: llama.cpp cannot load it (its own words are in the message).
 
-    One object is one context: what another thread asks of it during a call, or during a step of a stream, is an
-    ``EngineError`` at once (but :meth:`tokenize`, :meth:`detokenize` and :meth:`tokenize_chat`, which need no context).
+    Calls of several threads, and streams, run side by side (``docs/python-api.md``). A callback may not use the model
+    that calls it (``EngineError``), but for :meth:`tokenize`, :meth:`detokenize` and :meth:`tokenize_chat`.
     """
 
     @takes(LoadOptions)
@@ -91,24 +89,19 @@ class Otter:
         self.context: _native.Context = make_context(self.model, self.options)
         """The lower level: batches of sequences in numpy, see ``docs/python-api.md``. What it is fed directly is
         forgotten by the next call of a method of this class."""
-        self._n_ctx = context_length(self.model, self.options)
-        self.lanes = Lanes(
-            self.context,
-            self.n_rewards,
-            reads_heads=self.insertion is not None,
-            n_ctx=self._n_ctx,
-            name=str(self.model_path),
-        )
-        """The texts in the context; the methods below are what to use."""
-        if self._n_ctx > self.model.n_ctx_train:
-            logger.warning("n_ctx is %d, the model was trained with %d", self._n_ctx, self.model.n_ctx_train)
+        n_ctx = context_length(self.model, self.options)
+        self.session = Session(self.model, self.context, str(self.model_path), self.insertion, n_ctx, seed)
+        self.engine = Engine(self.session)
+        """The texts in the context; the methods below are what to use, unless you serve many callers."""
+        if n_ctx > self.model.n_ctx_train:
+            logger.warning("n_ctx is %d, the model was trained with %d", n_ctx, self.model.n_ctx_train)
 
     # ---- what it is --------------------------------------------------------------------------------------------
 
     @property
     def n_ctx(self) -> int:
         """Tokens that a text can have, prompt included."""
-        return self._n_ctx
+        return self.session.n_ctx
 
     @property
     def n_vocab(self) -> int:
@@ -134,8 +127,8 @@ class Otter:
     @property
     def last_rewards(self) -> list[float]:
         """The rewards of the text as it stands in the context; empty for a plain model."""
-        with claimed(self.lanes.claim):
-            return [float(reward) for reward in self.lanes.lanes[0].rewards] if self.lanes.lanes else []
+        last = self.session.streams.last
+        return [float(reward) for reward in last.rewards] if last is not None else []
 
     @property
     def has_chat_template(self) -> bool:
@@ -146,7 +139,7 @@ class Otter:
 
     def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Tokens of a text. ``special``: read ``<|...|>`` as the token of that name."""
-        return self._tokenized(text, "the text", add_bos, special)
+        return self.session.tokenize(text, add_bos=add_bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """The bytes of tokens. ``special``: write special tokens by name instead of leaving them out."""
@@ -191,7 +184,7 @@ class Otter:
         stream: bool = False,
         echo: bool = False,
         guidance: Guidance | None = None,
-        reward_model: Otter | Mapping[str, Otter] | None = None,
+        reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         logprobs: int | None = None,
         prompt_rewards: bool = False,
         step_records: bool = False,
@@ -209,7 +202,7 @@ class Otter:
                 those of single calls, up to rounding where kernels depend on the batch.
             max_tokens: At most this many a text; None or -1 = until the context is full.
             stop: End before any of these strings; they are not part of the text.
-            stream: Return an iterator of chunks instead of the whole. The next call on the same object ends it.
+            stream: Return an iterator of chunks instead of the whole. It ends where another text needs its place.
             echo: Put the prompt before the text.
             guidance: How rewards steer the choice of tokens, such as ``ARGS(weight=1.5)``. With a token-level policy,
                 ``top_k``, ``top_p`` and ``min_p`` act on its scores, where they are given; by default they are off.
@@ -229,26 +222,36 @@ class Otter:
 
         Raises:
             ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks; of a
-                stream also: another call has ended it.
+                stream also: another text needed its place.
             ContextFullError: The prompt is longer than the context.
             MismatchError: ``reward_model`` has another vocabulary.
-            EngineError: Another thread uses this model, or one that guides the call.
+            EngineError: A callback uses the model that calls it; an interrupt of another thread's call hit the same
+            step.
         """
-        options = _sampling(sampling, guidance)
         prompts = self._prompts(prompt)
         if prompt_rewards and len(prompts) > 1:
             raise ConfigError("prompt_rewards: only with a single prompt")
-        request = _request(
-            max_tokens, stop, logprobs, step_records, context_shift, n_keep, logits_processor, stopping_criteria
+        run = self._run(
+            prompts,
+            stream=stream,
+            sampling=_sampling(sampling, guidance),
+            guidance=guidance,
+            reward_models=sessions_by_name(reward_model),
+            max_tokens=_limit(max_tokens),
+            stop=_stop(stop),
+            logprobs=logprobs,
+            prompt_rewards=prompt_rewards and self.n_rewards > 0,
+            step_records=step_records,
+            cache_prompt=cache_prompt,
+            context_shift=context_shift,
+            n_keep=n_keep,
+            logits_processors=_callables("logits_processor", logits_processor),
+            stopping_criteria=_callables("stopping_criteria", stopping_criteria),
         )
         echoes = self._echoes(prompt, prompts) if echo else [""] * len(prompts)
-        all_rewards = prompt_rewards and self.n_rewards > 0
-        call = Call(self, prompts, request, options, guidance, reward_model, cache_prompt, all_rewards)
-        with claimed(*call.claims):
-            run = self._run(call)
-            if not stream:
-                return completion(run, echoes, prompt_rewards)
-        return Stream(call.claims, completion_chunks(run, echoes, prompt_rewards))
+        if stream:
+            return Stream(completion_chunks(run, echoes, prompt_rewards))
+        return completion(run, echoes, prompt_rewards)
 
     __call__ = create_completion
 
@@ -271,7 +274,7 @@ class Otter:
         stop: str | Iterable[str] | None = None,
         stream: bool = False,
         guidance: Guidance | None = None,
-        reward_model: Otter | Mapping[str, Otter] | None = None,
+        reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         response_format: Mapping[str, Any] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
@@ -302,17 +305,23 @@ class Otter:
         options = _sampling(sampling, guidance)
         if top_logprobs and not logprobs:
             raise ConfigError("top_logprobs needs logprobs=True")
-        places = top_logprobs if logprobs else None
-        request = _request(
-            max_tokens, stop, places, step_records, context_shift, n_keep, logits_processor, stopping_criteria
+        run = self._run(
+            [self.tokenize_chat(messages)],
+            stream=stream,
+            sampling=options,
+            guidance=guidance,
+            reward_models=sessions_by_name(reward_model),
+            max_tokens=_limit(max_tokens),
+            stop=_stop(stop),
+            logprobs=top_logprobs if logprobs else None,
+            step_records=step_records,
+            cache_prompt=cache_prompt,
+            context_shift=context_shift,
+            n_keep=n_keep,
+            logits_processors=_callables("logits_processor", logits_processor),
+            stopping_criteria=_callables("stopping_criteria", stopping_criteria),
         )
-        tokens = self.tokenize_chat(messages)
-        call = Call(self, [tokens], request, options, guidance, reward_model, cache_prompt)
-        with claimed(*call.claims):
-            run = self._run(call)
-            if not stream:
-                return chat_completion(run)
-        return Stream(call.claims, chat_completion_chunks(run))
+        return Stream(chat_completion_chunks(run)) if stream else chat_completion(run)
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt of a conversation, in tokens. ``ConfigError`` if the model file has no chat template."""
@@ -330,35 +339,37 @@ class Otter:
         tokens: Sequence[int],
         *,
         guidance: Guidance | None = None,
-        reward_model: Otter | Mapping[str, Otter] | None = None,
+        reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         cache_prompt: bool = False,
         **sampling: Any,
     ) -> Iterator[Step]:
         """Continue tokens one by one, each as ``(token, rewards)``, until end of text or a full context.
 
-        The prompt is fed before the iterator is returned. Another call on the same object ends it.
+        The prompt is fed before the iterator is returned, which ends where another text needs its place.
         """
-        options = _sampling(sampling, guidance)
-        call = Call(self, [self._tokens(tokens)], Request(), options, guidance, reward_model, reuse=cache_prompt)
-        with claimed(*call.claims):
-            events = call.events()
-        return Stream(call.claims, (event.step for event in events))
+        request = Request(
+            self._tokens(tokens),
+            sampling=_sampling(sampling, guidance),
+            guidance=guidance,
+            reward_models=sessions_by_name(reward_model),
+            cache_prompt=cache_prompt,
+        )
+        handles = self._begin([request], stream=True)
+        return Stream(news.event.step for news in self.engine.follow(handles) if news.event is not None)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget the text in the context, with its rewards; a stream that is not at its end is over.
+        """Forget all texts in the context, with their rewards; streams that are not at their ends are over.
 
-        Calls start afresh by themselves; after this one not even ``cache_prompt`` makes use of the text.
+        Calls start afresh by themselves; after this one not even ``cache_prompt`` makes use of a text. ``EngineError``
+        while another thread's call is running.
         """
-        with claimed(self.lanes.claim):
-            self.lanes.run += 1
-            self.lanes.lanes = []
-            self.context.clear()
+        self.engine.alone(self.session.streams.clear)
 
     def save_state(self) -> ContextState:
         """The text in the context, so that a later prompt that begins with it need not be fed again."""
-        tokens, data = self.lanes.state()
+        tokens, data = self.engine.save_state()
         return ContextState(tuple(tokens), data, self._identity)
 
     def load_state(self, state: ContextState) -> None:
@@ -375,7 +386,7 @@ class Otter:
             raise MismatchError(f"the saved state is of another model than {self.model_path} with its sidecar")
         if len(state.tokens) > self.n_ctx:
             raise ContextFullError(f"the saved state has {len(state.tokens)} tokens, the context {self.n_ctx}")
-        self.lanes.load_state(state.tokens, state.data)
+        self.engine.load_state(state.tokens, state.data)
 
     # ---- scoring -----------------------------------------------------------------------------------------------
 
@@ -398,18 +409,15 @@ class Otter:
             labels=self.reward_labels,
             tokens=np.asarray(tokens, np.int32),
             pieces=tuple(self.model.token_bytes(token, special=True) for token in tokens),
-            rewards=self.lanes.score(tokens),
+            rewards=self.engine.read(tokens, "rewards"),
             n_prompt=n_prompt,
         )
 
     # ---- life --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free context and weights. Idempotent; using the object afterwards is an error, and so is closing it while
-        another thread uses it (``EngineError``)."""
-        with claimed(self.lanes.claim):
-            self.context.close()
-            self.model.close()
+        """Free context and weights. Idempotent; using the object afterwards is an error."""
+        self.engine.close(self._free)
         if template := vars(self).get("_chat_template"):
             template.close()
 
@@ -440,19 +448,16 @@ class Otter:
     def _token_text(self, token: int) -> str:
         return self.model.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
-    def _tokenized(self, text: object, what: str, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Tokens of an argument, which messages call ``what``."""
-        if not isinstance(text, (str, *_BYTES)):  # bytes(n) of a number n would take n bytes
-            raise ConfigError(f"{what} is a {type(text).__name__}, expected str or bytes")
-        data = utf8(text, what) if isinstance(text, str) else bytes(text)
-        return self.model.tokenize(data, add_special=add_bos, parse_special=special)
-
     def _joined(self, prompt: str | Sequence[int], response: str | Sequence[int] | None) -> tuple[list[int], int]:
         """Tokens of prompt and response, and how many are the prompt's."""
         if isinstance(prompt, str) and (response is None or isinstance(response, str)):
-            alone = self._tokenized(prompt, "the prompt")
+            alone = self.session.tokenize(prompt, what="the prompt", special=True)
             utf8(response or "", "the response")
-            tokens = self._tokenized(prompt + response, "prompt and response") if response else alone
+            tokens = (
+                self.session.tokenize(prompt + response, what="prompt and response", special=True)
+                if response
+                else alone
+            )
             return tokens, common_length(alone, tokens)
         if isinstance(prompt, str) or isinstance(response, str):
             raise ConfigError("score: give prompt and response both as text or both as tokens")
@@ -461,7 +466,7 @@ class Otter:
 
     def _prompts(self, prompt: Prompts) -> list[list[int]]:
         """Tokens of each prompt."""
-        if isinstance(prompt, (str, *_BYTES)) or not isinstance(prompt, Iterable):
+        if isinstance(prompt, (str, *BYTES)) or not isinstance(prompt, Iterable):
             return [self._tokens(prompt)]
         items: list[Any] = list(prompt)
         if not items or isinstance(items[0], (int, np.integer)):
@@ -471,8 +476,8 @@ class Otter:
     def _tokens(self, prompt: object) -> list[int]:
         """Of a text, or as given."""
         if isinstance(prompt, str):
-            return self._tokenized(prompt, "the prompt")
-        if isinstance(prompt, _BYTES) or not isinstance(prompt, Iterable):
+            return self.session.tokenize(prompt, what="the prompt", special=True)
+        if isinstance(prompt, BYTES) or not isinstance(prompt, Iterable):
             raise ConfigError(f"the prompt is {shown(prompt)}, expected text or tokens")
         tokens = list(prompt)
         for token in tokens:
@@ -487,46 +492,59 @@ class Otter:
             for item, tokens in zip([prompt] if isinstance(prompt, str) else prompt, prompts, strict=False)
         ]
 
-    def _run(self, call: Call) -> Run:
+    def _free(self) -> None:
+        self.context.close()
+        self.model.close()
+
+    def _begin(self, requests: Sequence[Request], *, stream: bool) -> list[Handle]:
         """Feed the prompts."""
+        handles = self.engine.submit(requests, stream=stream)
+        self.engine.start(handles)
+        return handles
+
+    def _run(self, prompts: Sequence[list[int]], *, stream: bool, **options: Any) -> Run:
+        """Feed the prompts; ``options`` are the fields of :class:`otter_gguf.engine.Request`."""
+        if not isinstance(stream, int):  # an array has no truth value
+            raise ConfigError(f"stream is {shown(stream)}, expected True or False")
+        handles = self._begin([Request(prompt, **options) for prompt in prompts], stream=stream)
+        pieces = (news.piece for news in self.engine.follow(handles) if news.piece is not None)
+
+        def prompt_rewards(index: int) -> Float32:
+            rewards = handles[index].prompt_rewards
+            assert rewards is not None
+            return rewards
+
         return Run(
             Path(self.model_path).name,
             self.reward_labels,
-            call.prompts,
-            call.prompt_rewards,
-            call.pieces(),
+            prompts,
+            prompt_rewards,
+            pieces,
             lambda token: self.model.token_bytes(token, special=True),
-            logprobs=call.request.logprobs is not None,
-            step_records=call.request.step_records,
+            logprobs=options["logprobs"] is not None,
+            step_records=options["step_records"],
         )
 
 
-def _request(
-    max_tokens: int | None,
-    stop: str | Iterable[str] | None,
-    logprobs: int | None,
-    step_records: bool,
-    context_shift: bool,
-    n_keep: int,
-    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None,
-    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None,
-) -> Request:
-    """The checked request of a call."""
+def _limit(max_tokens: int | None) -> int | None:
+    return None if max_tokens == -1 else max_tokens
+
+
+def _stop(stop: str | Iterable[str] | None) -> tuple[str, ...]:
     if not isinstance(stop, (str, Iterable, NoneType)):
         raise ConfigError(f"stop is {shown(stop)}, expected non-empty strings")
-    return Request(
-        max_tokens=None if max_tokens == -1 else max_tokens,
-        stop=stop_strings(stop),
-        logits_processors=as_tuple("logits_processor", logits_processor),
-        stopping_criteria=as_tuple("stopping_criteria", stopping_criteria),
-        logprobs=logprobs,
-        step_records=step_records,
-        context_shift=context_shift,
-        n_keep=n_keep,
-    )
+    return stop_strings(stop)
+
+
+def _callables(what: str, given: object) -> tuple[Callable[..., Any], ...]:
+    """One callable, a list of them, or nothing, as a tuple; ``ConfigError`` otherwise."""
+    many = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+    if not all(callable(item) for item in many):
+        raise ConfigError(f"{what} is {shown(given)}, expected a callable or a list of them")
+    return many
 
 
 def _sampling(given: dict[str, Any], guidance: Guidance | None) -> SamplingOptions:
     """The checked options of a call."""
-    chooses = isinstance(guidance, Policy) and not guidance.off
+    chooses = isinstance(guidance, Policy) and not guidance.is_noop
     return SamplingOptions(**(_NEUTRAL | given if chooses else given))

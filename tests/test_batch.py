@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, BestOfN, ConfigError, ContextFullError, Contrast, Gated, Otter, Vocabulary
-from otter_gguf.generation.lanes import Lane
+from otter_gguf import ARGS, BestOfN, ConfigError, Contrast, Gated, Otter, Vocabulary
+from otter_gguf.engine import Request
 from otter_gguf.guidance.base import State
+from otter_gguf.streams import Stream
 from tests.completions import choice_of, choices_of, joined, without_end
 from tests.demo_f32 import load_demo_f32
 from tests.guidance.reference import open_exact
@@ -202,11 +203,13 @@ def test_a_reward_model_catches_up_in_batches_of_its_own_size(llm: Otter, judge:
     assert [choice["text"] for choice in own] != [choice["text"] for choice in out]
 
 
-def test_prompts_that_do_not_fit_together_are_refused(llm: Otter) -> None:
+def test_prompts_that_do_not_fit_together_follow_each_other() -> None:
     with open_exact(n_ctx=240, n_seq_max=4) as small:
-        with refused(ContextFullError, "KV cache"):
-            small.create_completion([[65] * 130, [66] * 130])
-        assert len(choices_of(small.create_completion([[65] * 100, [66] * 100], max_tokens=2))) == 2
+        options: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "logit_bias": without_end(small)}
+        prompts = [[65] * 130, [66] * 130, [67] * 130]
+        out = choices_of(small.create_completion(prompts, **options))
+        for prompt, choice in zip(prompts, out, strict=True):
+            check_same(choice, choice_of(small.create_completion(prompt, **options)))
         assert len(choices_of(small.create_completion([[65] * 130, [65] * 130], max_tokens=2))) == 2, (
             "a shared beginning"
         )
@@ -234,18 +237,19 @@ def test_a_shared_beginning_is_fed_once(llm: Otter) -> None:
 
 
 def count_tokens(llm: Otter, counted: Counter[str]) -> None:
-    """Count what the lanes feed from here on."""
-    feed, append = llm.lanes.feed, llm.lanes.append
+    """Count what is fed from here on."""
+    streams = llm.session.streams
+    feed, decode = streams.feed, streams.decode
 
-    def counting_feed(texts: Sequence[tuple[Lane, Sequence[int]]]) -> None:
+    def counting_feed(texts: Sequence[tuple[Stream, Sequence[int]]]) -> None:
         counted["fed"] += sum(len(tokens) for _, tokens in texts)
         feed(texts)
 
-    def counting_append(lanes: Sequence[Lane], tokens: Sequence[int]) -> Any:
-        counted["fed"] += len(tokens)
-        return append(lanes, tokens)
+    def counting_decode(entries: Sequence[tuple[Stream, Any]]) -> Any:
+        counted["fed"] += sum(len(tokens) for _, tokens in entries)
+        return decode(entries)
 
-    llm.lanes.feed, llm.lanes.append = counting_feed, counting_append  # type: ignore[method-assign]
+    streams.feed, streams.decode = counting_feed, counting_decode  # type: ignore[method-assign]
 
 
 class Counting:
@@ -271,11 +275,13 @@ def test_prompts_share_batches_and_are_cut_where_a_batch_is_full(n_batch: int, s
         together = choices_of(llm.create_completion(prompts, max_tokens=8, temperature=0))
         assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
         counting = Counting(llm.context)
-        llm.lanes.context = counting  # type: ignore[assignment]
-        lanes, _ = llm.lanes.begin(prompts)
+        llm.session.streams.context = counting  # type: ignore[assignment]
+        handles = llm.engine.submit([Request(prompt) for prompt in prompts])
+        llm.engine.start(handles)
         assert counting.sizes == sizes
-        assert [lane.tokens for lane in lanes] == prompts
-        assert [llm.context.sequence_max_position(lane.sequences[0]) + 1 for lane in lanes] == [5, 23, 1, 9]
+        streams = llm.session.streams.live
+        assert [stream.tokens for stream in streams] == prompts
+        assert [llm.context.sequence_max_position(stream.sequences[0]) + 1 for stream in streams] == [5, 23, 1, 9]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------
@@ -317,13 +323,21 @@ def test_usage_counts_all_texts(llm: Otter) -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("guidance", [None, ARGS(2.0, n_candidates=3)], ids=["plain", "args"])
+def test_texts_without_a_free_sequence_wait(guidance: Any) -> None:
+    with open_exact(n_seq_max=7) as small:
+        options: dict[str, Any] = {"max_tokens": 6, "seed": 3, "guidance": guidance}
+        singles = [choice_of(small.create_completion(prompt, **options)) for prompt in PROMPTS]
+        for choice, single in zip(choices_of(small.create_completion(PROMPTS, **options)), singles, strict=True):
+            check_same(choice, single)
+
+
 @pytest.mark.parametrize(
-    ("guidance", "count", "needs"),
-    [(None, 81, "n_seq_max=81"), (ARGS(), 9, "n_seq_max=90"), (BestOfN(81), 1, "n_seq_max=81")],
+    ("guidance", "needs"), [(ARGS(n_candidates=81), "n_seq_max=81"), (BestOfN(81), "n_seq_max=81")]
 )
-def test_a_batch_that_needs_more_sequences_is_refused(llm: Otter, guidance: Any, count: int, needs: str) -> None:
+def test_a_text_that_needs_more_sequences_is_refused(llm: Otter, guidance: Any, needs: str) -> None:
     with refused(ConfigError, needs, "-np", 80):
-        llm.create_completion(["a"] * count, guidance=guidance)
+        llm.create_completion("a", guidance=guidance)
     assert choice_of(llm.create_completion("a", max_tokens=1))
 
 

@@ -25,6 +25,13 @@ def llm() -> Iterator[Otter]:
         yield llm
 
 
+def last_tokens(llm: Otter) -> list[int]:
+    """Of the last text, as its cells hold them."""
+    last = llm.session.streams.last
+    assert last is not None
+    return list(last.tokens)
+
+
 def options_of(llm: Otter, guidance: str, **more: Any) -> dict[str, Any]:
     """A text that does not end by itself."""
     given = {"temperature": 1, "seed": 3, "guidance": GUIDANCE[guidance], "logit_bias": without_end(llm)}
@@ -39,7 +46,7 @@ def test_a_text_goes_on_past_the_context(llm: Otter, guidance: str, n_keep: int)
     choice = choice_of(out)
     assert (choice["finish_reason"], len(choice["rewards"]["tokens"])) == ("length", 3 * N_CTX)
     assert np.isfinite(choice["rewards"]["token_rewards"]).all()
-    held = llm.lanes.lanes[0].tokens
+    held = last_tokens(llm)
     assert len(held) <= N_CTX
     assert held[:n_keep] == [*PROMPT, *choice["rewards"]["tokens"]][:n_keep], "these stay"
     assert held[n_keep:] == choice["rewards"]["tokens"][-len(held) + n_keep :], "and the last ones"
@@ -128,7 +135,7 @@ def test_where_the_cache_is_too_small_for_all_the_longest_is_shifted(guidance: s
 def test_cells_behind_a_shift_are_not_taken_for_a_fresh_text(llm: Otter) -> None:
     """They were computed when more tokens stood in front of them."""
     llm.create_completion(PROMPT, max_tokens=60, **options_of(llm, "plain", n_keep=4))
-    held = list(llm.lanes.lanes[0].tokens)
+    held = last_tokens(llm)
     assert llm.save_state().tokens == tuple(held[:4])
     cached = choice_of(llm.create_completion(held, max_tokens=3, temperature=0, cache_prompt=True))
     fresh = choice_of(llm.create_completion(held, max_tokens=3, temperature=0))

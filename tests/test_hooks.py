@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, BestOfN, ConfigError, Otter, Policy, Signal, Vocabulary
-from otter_gguf.guidance.base import Float32, Int32
+from otter_gguf.steps import Float32, Int32
 from tests.completions import chat_pair, choice_of, choices_of, joined, tokens_of, without_end
 from tests.guidance.reference import Text, open_exact
 from tests.refusals import refused

@@ -102,19 +102,19 @@ def test_an_exception_at_any_call_of_the_context(llm: Otter, name: str) -> None:
     """The next call builds on what the context holds, as a conversation does after Ctrl-C."""
     expected = [tokens_of(llm.create_completion(prompt, max_tokens=5, temperature=0)) for prompt in PROMPTS]
     scores = llm.score(PROMPTS[1]).rewards.tobytes()
-    context = llm.lanes.context
+    context = llm.session.streams.context
     for at in range(1, 300, STRIDES.get(name, 1)):
         finished = False
         for after in (False, True):
             llm.create_completion(PROMPTS[0], max_tokens=5, temperature=0)
-            llm.lanes.context = Interrupting(context, at, after=after)  # type: ignore[assignment]
+            llm.session.streams.context = Interrupting(context, at, after=after)  # type: ignore[assignment]
             try:
                 ACTIONS[name](llm)
                 finished = True
             except OutOfTime:
                 pass
             finally:
-                llm.lanes.context = context
+                llm.session.streams.context = context
             which = at % len(PROMPTS)
             again = llm.create_completion(PROMPTS[which], max_tokens=5, temperature=0, cache_prompt=True)
             assert tokens_of(again) == expected[which], (at, after)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter, _channel
+from otter_gguf import ARGS, BestOfN, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter, _channel
 from otter_gguf._wire import BrokenWireError, decode, encode, read_answer, write_answer
 from otter_gguf.cli import main as cli
 from otter_gguf.isolation import IsolatedOtter, open_model
@@ -75,7 +75,7 @@ def without_id(response: Any) -> Any:
 
 # ---- the same --------------------------------------------------------------------------------------------------
 
-LOWER_LEVEL = {"model", "context", "lanes"}
+LOWER_LEVEL = {"model", "context", "session", "engine"}
 
 
 def test_everything_public_is_there(llm: IsolatedOtter, own: Otter) -> None:
@@ -148,11 +148,12 @@ def test_states_go_from_one_process_to_the_other(llm: IsolatedOtter, own: Otter)
         other.load_state(own.save_state())
 
 
-def test_a_new_call_ends_the_iterator_of_the_last_one(llm: IsolatedOtter, own: Otter) -> None:
+def test_an_iterator_gives_way_to_a_call_that_needs_its_sequences(llm: IsolatedOtter, own: Otter) -> None:
     for model in (llm, own):
         chunks = model.create_completion("a", max_tokens=50, temperature=0, stream=True)
         next(iter(chunks))
-        model.create_completion("b", max_tokens=1)
+        assert choice_of(model.create_completion("b", max_tokens=1))
+        model.create_completion("b", max_tokens=1, guidance=BestOfN(own.options.n_seq_max))
         with refused(ConfigError, "stream"):
             list(chunks)
 
@@ -406,14 +407,20 @@ def test_the_lower_level_is_out_of_reach(llm: IsolatedOtter, own: Otter) -> None
         llm.no_such  # noqa: B018
 
 
-def test_two_threads_at_once_are_refused(llm: IsolatedOtter) -> None:
-    thread = threading.Thread(target=llm.create_completion, args=("a",), kwargs={"logits_processor": hostile.slow})
+def test_a_second_thread_waits(llm: IsolatedOtter) -> None:
+    ended = []
+
+    def call() -> None:
+        llm.create_completion("a", max_tokens=2, logits_processor=hostile.slow)
+        ended.append("first")
+
+    thread = threading.Thread(target=call)
     thread.start()
     time.sleep(0.3)
-    with refused(EngineError, "thread"):
-        llm.tokenize("a")
-    thread.join()
     assert llm.tokenize("a")
+    ended.append("second")
+    thread.join()
+    assert ended == ["first", "second"]
 
 
 # ---- several models in one process -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from otter_gguf import ARGS, BestOfN, ConfigError, Otter, Vocabulary
 from otter_gguf.completion import Run, _ranked
-from otter_gguf.generation.steps import Logprobs
+from otter_gguf.steps import Logprobs
 from tests.completions import chat_pair, choice_of, choices_of, tokens_of, without_end
 from tests.guidance.reference import Float64, Text, open_exact
 from tests.refusals import refused
@@ -141,7 +141,8 @@ def test_every_text_of_a_batch_has_its_own(llm: Otter) -> None:
 
 def test_tokens_of_the_same_text_count_once_by_the_best() -> None:
     """A byte token and a token of that letter have the same text."""
-    run = Run("", (), [[1]], [], iter(()), lambda token: b"a" if token < 2 else b"\xf0\x9f")
+    rewards = np.zeros((1, 0), np.float32)
+    run = Run("", (), [[1]], lambda index: rewards, iter(()), lambda token: b"a" if token < 2 else b"\xf0\x9f")
     place = Logprobs(-3.0, [0, 2, 1], [-1.0, -2.0, -3.0])
     assert _ranked(run, 1, place) == {"a": -1.0, r"bytes:\xf0\x9f": -2.0}
 

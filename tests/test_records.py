@@ -13,9 +13,8 @@ import pytest
 from benchmarks import synthetic
 from otter_gguf import ARGS, BestOfN, Candidates, Contrast, Gated, Otter, Policy, Vocabulary
 from otter_gguf.config import HeadConfig, InsertionConfig
-from otter_gguf.generation import Step
-from otter_gguf.guidance.base import Float32
 from otter_gguf.guidance.search import Search, Workspace
+from otter_gguf.steps import Float32
 from tests.completions import choice_of, choices_of, tokens_of, without_end
 from tests.guidance.reference import Text, open_exact
 from tests.synthetic_models import TEXT, Pair, pair
@@ -147,9 +146,9 @@ class SaysAtTheEnd(Search):
 
     n_sequences = 1
 
-    def run(self, work: Workspace) -> Iterator[Step]:
-        work.grow([work.root])
-        yield from work.steps(work.root)
+    async def run(self, work: Workspace) -> None:
+        await work.grow([work.root])
+        await work.give(work.root)
         work.record("text", tokens=list(work.root.tokens))
 
 

@@ -212,7 +212,7 @@ def guidance(args: argparse.Namespace, load: Callable[[str], Otter] | None = Non
 
 def sequences_needed(rule: Guidance) -> int:
     """``n_seq_max`` for one text under this guidance."""
-    from ..generation.call import sequences_needed as needed
+    from ..engine import sequences_needed as needed
 
     return needed(rule)
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from ..claims import claimed
 from ..errors import ConfigError, FileError
 from ..gguf.base import BaseFiles
 from .metrics import Array, Float64, coherence
@@ -72,8 +71,7 @@ def states_embedder(llm: Otter) -> Embedder:
 
     def embed_one(text: str) -> Float32:
         tokens = llm.tokenize(text)[: llm.n_ctx]
-        with claimed(llm.lanes.claim):
-            states = final_states(llm.context, np.asarray(tokens, np.int32))
+        states = llm.engine.alone(lambda: final_states(llm.context, np.asarray(tokens, np.int32)))
         begin = _n_begin(llm, tokens)
         mean: Float32 = states[begin:].mean(axis=0) if len(states) > begin else np.zeros(llm.model.n_embd, np.float32)
         return mean

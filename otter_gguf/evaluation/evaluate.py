@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import InsertionConfig
+from ..engine import sequences_needed
 from ..errors import ConfigError
-from ..generation.call import sequences_needed
 from ..guidance import spec
 from ..guidance.search import Search
 from ..loading import check_files

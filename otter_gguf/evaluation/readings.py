@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..batches import common_length
 from ..errors import ConfigError
-from ..generation import common_length
 from .metrics import cross_entropy
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def reward_column(labels: Sequence[str], label: str | None) -> int | None:
 def _read(llm: Otter, prompt: str, response: str, column: int | None) -> Reading:
     alone, tokens = (llm.tokenize(text, special=True)[: llm.n_ctx] for text in (prompt, prompt + response))
     n_prompt = common_length(alone, tokens)
-    log_p = llm.lanes.log_probabilities(tokens)[max(0, n_prompt - 1) :]
+    log_p = llm.engine.read(tokens, "log_probabilities")[max(0, n_prompt - 1) :]
     if column is None:
         return Reading(cross_entropy(log_p), None, None)
     rewards = llm.score(tokens).rewards[:, column]

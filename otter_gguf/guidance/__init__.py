@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .args import ARGS, PARGS
-    from .base import Candidates, Follower, Offer, Policy, Signal, State
+    from .base import Candidates, Capabilities, Follower, Policy, Signal, State
     from .best_of_n import BestOfN
     from .cards import CARDS
     from .chunk_beam import ChunkBeam
@@ -39,7 +39,7 @@ _HOME = {
     "Follower": "base",
     "Gated": "gated",
     "Mark": "search",
-    "Offer": "base",
+    "Capabilities": "base",
     "Policy": "base",
     "Search": "search",
     "Signal": "base",
@@ -58,6 +58,7 @@ __all__ = [
     "BestOfN",
     "Branch",
     "Candidates",
+    "Capabilities",
     "ChunkBeam",
     "Contrast",
     "DExperts",
@@ -65,7 +66,6 @@ __all__ = [
     "Follower",
     "Gated",
     "Mark",
-    "Offer",
     "Policy",
     "Search",
     "Signal",

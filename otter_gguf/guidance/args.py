@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Candidates, Float32, Offer, Policy, check_at_least, check_finite, check_reward
+from ..steps import Float32
+from .base import Candidates, Capabilities, Policy, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
 
 
@@ -35,12 +36,12 @@ class ARGS(Policy):
         check_finite(self, weight=self.weight)
         check_at_least(self, 1, n_candidates=self.n_candidates)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With weight 0."""
         return self.weight == 0
 

@@ -1,7 +1,7 @@
 """What a guidance policy is: it scores the candidates for the next token, one step at a time.
 
 A policy holds no state, so that one object serves any number of texts. The step loop
-(:mod:`otter_gguf.generation.loop`) fetches the signals that the policy asks for, lets llama.cpp's samplers choose by
+(:mod:`otter_gguf.engine.guided`) fetches the signals that the policy asks for, lets llama.cpp's samplers choose by
 its scores, and does the rest. Rules that look further than a token are a :class:`otter_gguf.guidance.search.Search`.
 """
 
@@ -16,18 +16,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import _native
 from .._numbers import finite, shown
 from ..errors import ConfigError
+from ..steps import Float32, Int32
 from .ensemble import Ensemble
 
 if TYPE_CHECKING:
-    from ..model import Otter
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
+    from ..session import LanguageModel
 
 
 class Signal(enum.Flag):
@@ -42,8 +39,8 @@ class Signal(enum.Flag):
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a model, with the reward models of a call, has to give."""
+class Capabilities:
+    """What a model can give guidance, with the reward models of a call."""
 
     labels: tuple[str, ...]
     """Rewards of a token."""
@@ -58,7 +55,7 @@ class Follower:
 
     name: str
     """Its key in :attr:`Candidates.followers`."""
-    model: Otter | None = None
+    model: LanguageModel | None = None
     """Another model of the same vocabulary; None = the model itself, after another prompt."""
     prompt: Callable[[list[int]], list[int]] | None = None
     """The prompt it reads, made from the text's own (tokens to tokens); None = the same."""
@@ -138,11 +135,11 @@ class Policy(ABC):
     n_candidates: int
     """How many of the best tokens are considered in a step."""
 
-    def check(self, offer: Offer) -> None:  # noqa: B027 (nothing to check is a valid answer)
+    def check(self, capabilities: Capabilities) -> None:  # noqa: B027 (nothing to check is a valid answer)
         """Raise ``ConfigError`` if the policy cannot work with what there is."""
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """Whether the policy has no effect (weight 0): the text is then decoded plainly."""
         return False
 
@@ -159,7 +156,7 @@ class Policy(ABC):
         """Name of the vocabulary head that is read; None = the only one."""
         return None
 
-    def bound(self, tokenize: Callable[[str], list[int]]) -> Policy:
+    def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Policy:
         """The policy with its texts turned into tokens, as prompts are: called once, before all else. Itself if it has
         none."""
         return self
@@ -203,15 +200,15 @@ def reward_index(labels: Sequence[str], label: str | None) -> int:
     raise ConfigError(f"guidance: {asked}; this model predicts: {', '.join(labels) or 'no reward'}")
 
 
-def check_reward(offer: Offer, label: str | Ensemble | None) -> None:
+def check_reward(capabilities: Capabilities, label: str | Ensemble | None) -> None:
     """``ConfigError`` unless the reward, or each one of an ensemble, is among those there are."""
-    for name in labels_of(label, offer.labels) if isinstance(label, Ensemble) else (label,):
-        reward_index(offer.labels, name)
+    for name in labels_of(label, capabilities.labels) if isinstance(label, Ensemble) else (label,):
+        reward_index(capabilities.labels, name)
 
 
-def check_vocabulary_head(offer: Offer, head: str | None) -> None:
+def check_vocabulary_head(capabilities: Capabilities, head: str | None) -> None:
     """``ConfigError`` unless there is this vocabulary head, or a single one if none is named."""
-    heads = offer.vocabulary_heads
+    heads = capabilities.vocabulary_heads
     if head in heads or (head is None and len(heads) == 1):
         return
     asked = f"there is no vocabulary head {head!r}" if head is not None else "no vocabulary head is named"

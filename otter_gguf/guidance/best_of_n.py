@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Offer, check_at_least, check_reward
+from .base import Capabilities, check_at_least, check_reward
 from .ensemble import Ensemble
 from .search import Search, Workspace
-
-if TYPE_CHECKING:
-    from ..generation.steps import Step
 
 
 @dataclass(frozen=True)
@@ -38,21 +33,21 @@ class BestOfN(Search):
         check_at_least(self, 1, n=self.n)
         object.__setattr__(self, "n_sequences", self.n)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With a single text."""
         return self.n == 1
 
-    def run(self, work: Workspace) -> Iterator[Step]:
+    async def run(self, work: Workspace) -> None:
         """All tokens of the best text, when every text has ended."""
         root = work.root
         branches = work.fork(root, self.n)
-        work.grow(branches)
-        rewards = [work.reward(branch, self.label) for branch in branches]
+        await work.grow(branches)
+        rewards = [await work.reward(branch, self.label) for branch in branches]
         choice = int(np.argmax(rewards))
         best = branches.pop(choice)
         tokens = [list(branch.tokens) for branch in branches]
@@ -60,5 +55,5 @@ class BestOfN(Search):
         work.record("text", candidates=tokens, rewards=rewards, choice=choice)
         for branch in branches:
             work.drop(branch)
-        yield from work.steps(best)
+        await work.give(best)
         root.ended = best.ended

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ConfigError
-from .base import Offer, State, check_at_least, check_finite, check_reward
+from ..steps import FinishReason
+from .base import Capabilities, State, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
 from .search import Branch, Search, Workspace
-
-if TYPE_CHECKING:
-    from ..generation.steps import FinishReason, Step
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class CARDS(Search):
     high quantile of their final rewards, such as the 0.9-quantile. Higher targets cost more tries.
 
     The paper's ``beta`` is the temperature of sampling as well; here that is the option ``temperature`` of the call,
-    and its top-k of 40 is the default of ``top_k``. Segments are yielded when they are taken.
+    and its top-k of 40 is the default of ``top_k``. Segments are given when they are taken.
 
     Records of ``kind`` "segment": ``begin`` (tokens before it), ``candidates`` (tokens of each draw), their ``rewards``
     and ``thresholds``, the ``choice``, and whether it was ``accepted``, not taken for want of tries.
@@ -78,12 +74,12 @@ class CARDS(Search):
         if self.beta <= 0:
             raise ConfigError(f"CARDS: beta is {self.beta}, expected more than 0 (hard=True is the limit)")
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """Without tries."""
         return self.max_tries == 0
 
@@ -99,14 +95,14 @@ class CARDS(Search):
             return 1.0
         return 0.0 if self.hard else math.exp((reward - threshold) / self.beta)
 
-    def run(self, work: Workspace) -> Iterator[Step]:
+    async def run(self, work: Workspace) -> None:
         """The tokens of each segment when it is taken."""
         branch = work.root
-        prompt_reward = work.reward(branch, self.label)
+        prompt_reward = await work.reward(branch, self.label)
         while branch.ended is None:
             begin = len(branch.tokens)
-            _Segment(self, work, branch, prompt_reward).take()
-            yield from work.steps(branch, begin)
+            await _Segment(self, work, branch, prompt_reward).take()
+            await work.give(branch, begin)
 
 
 class _Segment:
@@ -123,14 +119,14 @@ class _Segment:
         self.reasons: list[FinishReason | None] = []
         """Why each draw ended the text, if it did."""
 
-    def take(self) -> None:
+    async def take(self) -> None:
         """Draw until a draw is accepted or tries are spent; the branch then ends with the segment."""
-        accepted = self._draw()
+        accepted = await self._draw()
         if self.branch.ended == "length" and not self.candidates[0]:
             return  # there was no room for a token: nothing to judge
         while not accepted and len(self.candidates) <= self.rule.max_tries:
-            self.work.rewind(self.branch, self.mark)
-            accepted = self._draw()
+            await self.work.rewind(self.branch, self.mark)
+            accepted = await self._draw()
         last = len(self.candidates) - 1
         choice = last if accepted else int(np.argmax(self.rewards))
         self.work.record(
@@ -143,12 +139,12 @@ class _Segment:
             accepted=accepted,
         )
         if choice != last:
-            self._feed_again(choice)
+            await self._feed_again(choice)
 
-    def _draw(self) -> bool:
+    async def _draw(self) -> bool:
         """Grow the branch by a segment; whether it is accepted. The last draw of all is not tested."""
-        self.work.grow([self.branch], self.rule.max_segment, self._ends)
-        reward = self.work.reward(self.branch, self.rule.label)
+        await self.work.grow([self.branch], self.rule.max_segment, self._ends)
+        reward = await self.work.reward(self.branch, self.rule.label)
         threshold = self.rule.threshold(self.prompt_reward, len(self.branch.tokens))
         self.candidates.append(list(self.branch.tokens[self.begin :]))
         self.rewards.append(reward)
@@ -163,15 +159,15 @@ class _Segment:
         """Whether the segment ends behind the branch's last token."""
         return len(branch.tokens) - self.begin >= self.rule.min_segment and state.entropy >= self.rule.entropy
 
-    def _feed_again(self, choice: int) -> None:
+    async def _feed_again(self, choice: int) -> None:
         """Take an earlier draw.
 
         Feeding it once more adds 1 / (max_tries + 1) to the cost of a segment that spends all tries, and to no other. A
         second sequence that keeps the best draw would save that, but its cells would take room from the draws.
         """
-        self.work.rewind(self.branch, self.mark)
+        await self.work.rewind(self.branch, self.mark)
         for token in self.candidates[choice]:
-            self.work.append([self.branch], [token])
+            await self.work.append([self.branch], [token])
         reason = self.reasons[choice]
         if reason is not None:
             self.work.end(self.branch, reason)

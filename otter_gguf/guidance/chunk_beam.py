@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Offer, check_at_least, check_reward
+from .base import Capabilities, check_at_least, check_reward
 from .ensemble import Ensemble
 from .search import Branch, Search, Workspace
-
-if TYPE_CHECKING:
-    from ..generation.steps import Step
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class ChunkBeam(Search):
     best-of-N. All beams begin as the prompt, so the first chunk is drawn width * expansions times; a beam that has
     ended stands as it is, and stays while it is among the best. Of equal rewards the first counts.
 
-    Tokens on which all beams agree are yielded at the end of each chunk.
+    Tokens on which all beams agree are given at the end of each chunk.
 
     Records of ``kind`` "segment", one a chunk: ``parents`` (index among the beams before), ``candidates`` (tokens of
     the chunk), ``rewards``, and ``kept`` (indices, best first).
@@ -50,36 +45,36 @@ class ChunkBeam(Search):
             check_at_least(self, 1, chunk=self.chunk)
         object.__setattr__(self, "n_sequences", self.width * self.expansions)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With a single beam and a single continuation of it."""
         return self.width * self.expansions == 1
 
-    def run(self, work: Workspace) -> Iterator[Step]:
+    async def run(self, work: Workspace) -> None:
         """Tokens of the best beam, as far as all beams agree."""
         root = work.root
         beams = [root]
         copies, given = self.n_sequences, 0
         while any(beam.ended is None for beam in beams):
-            beams = self._continue(work, beams, copies)
+            beams = await self._continue(work, beams, copies)
             copies = self.expansions
             agreed = _agreed([beam.tokens for beam in beams])
-            yield from islice(work.steps(beams[0], given), agreed - given)
+            await work.give(beams[0], given, agreed)
             given = agreed
-        yield from work.steps(beams[0], given)
+        await work.give(beams[0], given)
         root.ended = beams[0].ended
 
-    def _continue(self, work: Workspace, beams: Sequence[Branch], copies: int) -> list[Branch]:
+    async def _continue(self, work: Workspace, beams: Sequence[Branch], copies: int) -> list[Branch]:
         """The best beams after another chunk, best first."""
         begins = [len(beam.tokens) for beam in beams]
         grown = [work.fork(beam, copies) if beam.ended is None else [beam] for beam in beams]
         pool = [(parent, branch) for parent, branches in enumerate(grown) for branch in branches]
-        work.grow([branch for _, branch in pool if branch.ended is None], self.chunk)
-        rewards = [work.reward(branch, self.label) for _, branch in pool]
+        await work.grow([branch for _, branch in pool if branch.ended is None], self.chunk)
+        rewards = [await work.reward(branch, self.label) for _, branch in pool]
         kept = np.argsort(-np.asarray(rewards), kind="stable")[: self.width].tolist()
         work.record(
             "segment",

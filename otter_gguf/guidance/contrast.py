@@ -9,7 +9,8 @@ import numpy as np
 
 from .._numbers import shown
 from ..errors import ConfigError
-from .base import Candidates, Float32, Follower, Offer, Policy, Signal, check_at_least, check_finite
+from ..steps import Float32
+from .base import Candidates, Capabilities, Follower, Policy, Signal, check_at_least, check_finite
 
 _OTHER = "other"
 
@@ -35,7 +36,7 @@ class Contrast(Policy):
     n_candidates: int = 100
     """Tokens considered in a step."""
     begin: tuple[int, ...] = field(default=(), init=False, repr=False)
-    """Tokens that the model puts in front of every text; :meth:`bound` finds them."""
+    """Tokens that the model puts in front of every text; :meth:`with_tokens` finds them."""
 
     def __post_init__(self) -> None:
         check_finite(self, weight=self.weight)
@@ -47,7 +48,7 @@ class Contrast(Policy):
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, _tokens(name, value))
 
-    def bound(self, tokenize: Callable[[str], list[int]]) -> Policy:
+    def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Policy:
         """The contrast in tokens."""
         begin = tokenize("")
         prompt = tokenize(self.prompt) if isinstance(self.prompt, str) else self.prompt
@@ -56,16 +57,16 @@ class Contrast(Policy):
         object.__setattr__(bound, "begin", tuple(begin))
         return bound
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """There must be tokens, all of them in the vocabulary."""
         for token in self._given():
-            if not 0 <= token < offer.n_vocab:
-                raise ConfigError(f"Contrast: token {token} is outside the vocabulary of {offer.n_vocab}")
+            if not 0 <= token < capabilities.n_vocab:
+                raise ConfigError(f"Contrast: token {token} is outside the vocabulary of {capabilities.n_vocab}")
         if not self._given():
             raise ConfigError("Contrast: prompt or prefix has no token: give at least one")
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With weight 0."""
         return self.weight == 0
 
@@ -89,7 +90,9 @@ class Contrast(Policy):
         """The tokens of prompt or prefix."""
         given = self.prefix if self.prompt is None else self.prompt
         if given is None or isinstance(given, str):
-            raise ConfigError("Contrast: the text is not tokenized yet: ask bound(tokenize) for the policy to use")
+            raise ConfigError(
+                "Contrast: the text is not tokenized yet: ask with_tokens(tokenize) for the policy to use"
+            )
         return tuple(given)
 
     def _other_prompt(self, tokens: list[int]) -> list[int]:

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, MismatchError
-from .base import Candidates, Float32, Follower, Offer, Policy, Signal, check_at_least, check_finite
+from ..steps import Float32
+from .base import Candidates, Capabilities, Follower, Policy, Signal, check_at_least, check_finite
 
 if TYPE_CHECKING:
-    from ..model import Otter
+    from ..session import LanguageModel
 
 _ROLES = ("expert", "antiexpert")
 
@@ -30,9 +31,9 @@ class DExperts(Policy):
     Each step feeds its token to every model. There is no reward in it: it is a baseline for guidance by rewards.
     """
 
-    expert: Otter | None = None
+    expert: LanguageModel | None = None
     """A loaded model, used by this policy alone while a text is generated."""
-    antiexpert: Otter | None = None
+    antiexpert: LanguageModel | None = None
     """Likewise."""
     weight: float = 2.0
     """The paper uses 2.0 against toxicity and 3.2 for sentiment. 0 is plain decoding, without a nucleus."""
@@ -53,18 +54,18 @@ class DExperts(Policy):
         if self.expert is None and self.antiexpert is None:
             raise ConfigError("DExperts: neither expert nor antiexpert is given")
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The experts' vocabularies must be as large as the model's. ``MismatchError`` if one is not."""
         for follower in self.followers():
-            size = follower.model.n_vocab if follower.model else offer.n_vocab
-            if size != offer.n_vocab:
+            size = follower.model.session.n_vocab if follower.model else capabilities.n_vocab
+            if size != capabilities.n_vocab:
                 raise MismatchError(
                     f"DExperts: the {follower.name} has a vocabulary of {size} tokens, the model one of "
-                    f"{offer.n_vocab}: give models of one vocabulary"
+                    f"{capabilities.n_vocab}: give models of one vocabulary"
                 )
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With weight 0."""
         return self.weight == 0
 

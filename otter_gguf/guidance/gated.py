@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 from .. import _native
 from .._numbers import shown
 from ..errors import ConfigError
-from .base import Candidates, Float32, Follower, Offer, Policy, Signal, State, check_at_least, check_finite
+from ..steps import Float32
+from .base import Candidates, Capabilities, Follower, Policy, Signal, State, check_at_least, check_finite
 
 Support = Literal["vocabulary", "candidates"]
 
@@ -69,14 +70,14 @@ class Gated(Policy):
         _, best = _native.top_k(state.logits, min(self.n_candidates, len(state.logits)))
         return _native.entropy(best)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """What the policy needs."""
-        self.policy.check(offer)
+        self.policy.check(capabilities)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """Whether the policy has no effect."""
-        return self.policy.off
+        return self.policy.is_noop
 
     def signal(self) -> Signal:
         """The policy's."""
@@ -90,9 +91,9 @@ class Gated(Policy):
         """The policy's."""
         return self.policy.vocabulary_head()
 
-    def bound(self, tokenize: Callable[[str], list[int]]) -> Policy:
-        """The gate around the bound policy."""
-        return replace(self, policy=self.policy.bound(tokenize))
+    def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Policy:
+        """The gate around the policy with its texts in tokens."""
+        return replace(self, policy=self.policy.with_tokens(tokenize))
 
     def followers(self) -> Sequence[Follower]:
         """The policy's."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ConfigError
-from .base import Candidates, Float32, Offer, Policy, check_at_least, check_finite, check_reward
+from ..steps import Float32
+from .base import Candidates, Capabilities, Policy, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
 
 
@@ -39,12 +40,12 @@ class RAD(Policy):
         if self.low >= self.high:
             raise ConfigError(f"RAD: low is {self.low} and high {self.high}, expected low below high")
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With beta 0."""
         return self.beta == 0
 

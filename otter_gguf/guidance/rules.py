@@ -44,7 +44,7 @@ NEEDED = object()
 
 
 class Model:
-    """Stands for ``Otter`` in the types of fields, so that reading them loads no engine."""
+    """Stands for ``LanguageModel`` in the types of fields, so that reading them loads no engine."""
 
 
 def rule_class(name: str) -> Rule:
@@ -89,8 +89,8 @@ def _is_policy(hint: Any) -> bool:
 
 
 def types_of(rule: type) -> dict[str, Any]:
-    """The type of each field, with :class:`Model` for ``Otter``."""
-    return get_type_hints(rule, localns={"Otter": Model})
+    """The type of each field, with :class:`Model` for ``LanguageModel``."""
+    return get_type_hints(rule, localns={"LanguageModel": Model})
 
 
 def members(hint: Any) -> tuple[Any, ...]:

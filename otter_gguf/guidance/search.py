@@ -1,22 +1,21 @@
 """Guidance that looks further than a token: continuations are sampled plainly, judged, kept, dropped or taken back.
 
 A :class:`Search` drives a :class:`Workspace`, in which branches of one text grow side by side, each a sequence of the
-context. It yields tokens as soon as they are certain.
+context. It gives tokens as soon as they are certain. Its methods are coroutines, because what they want fed goes
+through the engine, in the batches of all texts: ``await work.grow(branches)``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from .base import Float32, Int32, Offer, State, labels_of
+from ..steps import FinishReason, Float32, Int32
+from .base import Capabilities, State, labels_of
 from .ensemble import Ensemble
-
-if TYPE_CHECKING:
-    from ..generation.steps import FinishReason, Step
 
 
 class Branch(Protocol):
@@ -54,7 +53,7 @@ class Workspace(Protocol):
     def drop(self, branch: Branch) -> None:
         """Forget a branch and free its sequence."""
 
-    def grow(
+    async def grow(
         self,
         branches: Sequence[Branch],
         n_tokens: int | None = None,
@@ -63,7 +62,7 @@ class Workspace(Protocol):
         """Sample plainly, all branches in one batch a step, until each has ``n_tokens`` more, has ended, or ``until``
         (asked after each token, with the state behind it) says enough."""
 
-    def append(self, branches: Sequence[Branch], tokens: Sequence[int]) -> None:
+    async def append(self, branches: Sequence[Branch], tokens: Sequence[int]) -> None:
         """Feed one token to each branch."""
 
     def state(self, branch: Branch) -> State:
@@ -84,19 +83,19 @@ class Workspace(Protocol):
     def mark(self, branch: Branch) -> Mark:
         """Remember the branch as it is."""
 
-    def rewind(self, branch: Branch, mark: Mark) -> None:
+    async def rewind(self, branch: Branch, mark: Mark) -> None:
         """Take a branch back to a mark; draws go on, so that it continues otherwise."""
 
-    def reward(self, branch: Branch, label: str | Ensemble | None = None) -> float:
+    async def reward(self, branch: Branch, label: str | Ensemble | None = None) -> float:
         """The reward of prompt and continuation; a reward model is fed what it has not read of them. ``EngineError`` if
         it is infinite or not a number."""
 
-    def steps(self, branch: Branch, begin: int = 0) -> Iterator[Step]:
-        """The branch's tokens from an index on, to be yielded."""
+    async def give(self, branch: Branch, begin: int = 0, end: int | None = None) -> None:
+        """The branch's tokens in a range are certain: they belong to the text."""
 
     def record(self, kind: str, **entries: Any) -> None:
-        """Add a record (``segment``, ``text`` or ``token``) to the next yielded step, if records are asked for. Entries
-        are in plain JSON types."""
+        """Add a record (``segment``, ``text`` or ``token``) to the next token that is given, if records are asked for.
+        Entries are in plain JSON types."""
 
 
 class Search(ABC):
@@ -105,11 +104,11 @@ class Search(ABC):
     n_sequences: int
     """Branches that live at the same time, at most."""
 
-    def check(self, offer: Offer) -> None:  # noqa: B027 (nothing to check is a valid answer)
+    def check(self, capabilities: Capabilities) -> None:  # noqa: B027 (nothing to check is a valid answer)
         """Raise ``ConfigError`` if the search cannot work with what there is."""
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """Whether the search has no effect: the text is then decoded plainly."""
         return False
 
@@ -117,11 +116,11 @@ class Search(ABC):
         """Which rewards are looked at; as :meth:`otter_gguf.guidance.Policy.reads`."""
         return labels_of(getattr(self, "label", None), labels)
 
-    def bound(self, tokenize: Callable[[str], list[int]]) -> Search:
-        """The search with its texts turned into tokens; as :meth:`otter_gguf.guidance.Policy.bound`."""
+    def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Search:
+        """The search with its texts turned into tokens; as :meth:`otter_gguf.guidance.Policy.with_tokens`."""
         return self
 
     @abstractmethod
-    def run(self, work: Workspace) -> Iterator[Step]:
-        """Yield the tokens of the text, each as soon as it is certain, and leave the final branch's reason for ending
+    async def run(self, work: Workspace) -> None:
+        """Give the tokens of the text, each as soon as it is certain, and leave the final branch's reason for ending
         in ``work.root.ended`` (the root may be that branch)."""

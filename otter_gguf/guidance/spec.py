@@ -32,10 +32,10 @@ from .rules import PLAIN, members, registry, rule_class, types_of, wrapped_field
 from .search import Search
 
 if TYPE_CHECKING:
-    from ..model import Otter
+    from ..session import LanguageModel
 
 Guidance: TypeAlias = "Policy | Search | None"
-Load: TypeAlias = "Callable[[str], Otter]"
+Load: TypeAlias = "Callable[[str], LanguageModel]"
 
 _SYNTAX = """\
 A rule is NAME, or NAME:FIELD=VALUE,FIELD=VALUE... A name with +RULE is followed by the rule that it wraps:
@@ -228,7 +228,7 @@ class _Reader:
             _refuse()
         return tuple(int(part) for part in text[1:-1].split("/") if part)
 
-    def model(self, word: str) -> Otter:
+    def model(self, word: str) -> LanguageModel:
         """Opened by the caller's function."""
         if self.load is None:
             raise ConfigError(f"{self.where} names a model: give parse() a function that opens it (load=)")

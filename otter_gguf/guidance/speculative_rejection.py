@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ConfigError
-from .base import Offer, check_at_least, check_finite, check_reward
+from .base import Capabilities, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
 from .search import Branch, Search, Workspace
-
-if TYPE_CHECKING:
-    from ..generation.steps import Step
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,12 @@ class SpeculativeRejection(Search):
             raise ConfigError(f"SpeculativeRejection: alpha is {self.alpha}, expected above 0 and below 1 (BestOfN: 0)")
         object.__setattr__(self, "n_sequences", self.n)
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With a single text."""
         return self.n == 1
 
@@ -70,7 +65,7 @@ class SpeculativeRejection(Search):
         """The ``alpha``-quantile."""
         return float(np.quantile(rewards, self.alpha))
 
-    def run(self, work: Workspace) -> Iterator[Step]:
+    async def run(self, work: Workspace) -> None:
         """All tokens of the best text, when every text has ended or been dropped."""
         root = work.root
         live = work.fork(root, self.n)
@@ -78,14 +73,14 @@ class SpeculativeRejection(Search):
         grown = 0
         while live:
             length = self.next_pause(len(live), grown)
-            work.grow(live, None if length is None else length - grown)
-            rewards = [(branch, work.reward(branch, self.label)) for branch in live]
+            await work.grow(live, None if length is None else length - grown)
+            rewards = [(branch, await work.reward(branch, self.label)) for branch in live]
             for branch, reward in rewards:
                 if branch.ended is not None:
                     finished.add(branch, reward)
             live = self._reject([pair for pair in rewards if pair[0].ended is None], work, grown)
             grown = length or grown
-        yield from finished.steps()
+        await finished.give()
         root.ended = finished.best.ended
 
     def _reject(self, growing: list[tuple[Branch, float]], work: Workspace, begin: int) -> list[Branch]:
@@ -137,7 +132,7 @@ class _Finished:
         else:
             self._work.drop(branch)
 
-    def steps(self) -> Iterator[Step]:
+    async def give(self) -> None:
         """The best text, with a record of all."""
         self._work.record("text", candidates=self._tokens, rewards=self._rewards, choice=self._choice)
-        return self._work.steps(self.best)
+        await self._work.give(self.best)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from .._numbers import shown
 from ..errors import ConfigError
-from .base import Float32, Int32, Offer, check_at_least, check_finite, check_reward
+from ..steps import Float32, Int32
+from .base import Capabilities, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
 from .search import Branch, Mark, Search, Workspace
-
-if TYPE_CHECKING:
-    from ..generation.steps import Step
 
 Action = Literal["stop", "resample", "replace"]
 
@@ -36,7 +34,7 @@ class Threshold(Search):
     Where no token passes, the text ends as with ``stop``. The token that ends a text is not judged: it has no reward.
 
     The model's own reward is read from the same pass as the next token's logits: as long as nothing is refused it costs
-    what plain decoding costs, and gives the same text. A reward model reads every token besides. Tokens are yielded
+    what plain decoding costs, and gives the same text. A reward model reads every token besides. Tokens are given
     once they have passed.
 
     Records of ``kind`` "token", one for each place where a token was refused: ``step`` (index of the token),
@@ -70,7 +68,7 @@ class Threshold(Search):
             object.__setattr__(self, "message", _tokens(self.message))
         object.__setattr__(self, "n_sequences", self.n_candidates if self.action == "replace" else 1)
 
-    def bound(self, tokenize: Callable[[str], list[int]]) -> Search:
+    def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Search:
         """With the message in tokens."""
         if not isinstance(self.message, str):
             return self
@@ -78,29 +76,29 @@ class Threshold(Search):
         has_begin = tokens[: len(begin)] == begin
         return replace(self, message=tuple(tokens[len(begin) :] if has_begin else tokens))
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The reward must be there, and tokens in the vocabulary."""
-        check_reward(offer, self.label)
+        check_reward(capabilities, self.label)
         for token in () if isinstance(self.message, str) else self.message:
-            if not 0 <= token < offer.n_vocab:
+            if not 0 <= token < capabilities.n_vocab:
                 raise ConfigError(
-                    f"Threshold: token {token} of the message is outside the vocabulary of {offer.n_vocab}"
+                    f"Threshold: token {token} of the message is outside the vocabulary of {capabilities.n_vocab}"
                 )
 
-    def run(self, work: Workspace) -> Iterator[Step]:
+    async def run(self, work: Workspace) -> None:
         """Tokens that have passed; then the message, if the text was stopped."""
         root = branch = work.root
         while branch.ended is None:
             begin = len(branch.tokens)
             mark = work.mark(branch)
-            work.grow([branch], 1)
-            if len(branch.tokens) > begin and not self._passes(work, branch):
-                branch = _Refusal(self, work, branch, mark).settle()
-            yield from work.steps(branch, begin)
+            await work.grow([branch], 1)
+            if len(branch.tokens) > begin and not await self._passes(work, branch):
+                branch = await _Refusal(self, work, branch, mark).settle()
+            await work.give(branch, begin)
         root.ended = branch.ended
 
-    def _passes(self, work: Workspace, branch: Branch) -> bool:
-        return work.reward(branch, self.label) >= self.limit
+    async def _passes(self, work: Workspace, branch: Branch) -> bool:
+        return await work.reward(branch, self.label) >= self.limit
 
 
 class _Refusal:
@@ -109,23 +107,24 @@ class _Refusal:
     def __init__(self, rule: Threshold, work: Workspace, branch: Branch, mark: Mark) -> None:
         self.rule, self.work, self.branch, self.mark = rule, work, branch, mark
         self.tokens = [branch.tokens[-1]]
-        self.rewards = [work.reward(branch, rule.label)]
+        self.rewards: list[float] = []
 
-    def settle(self) -> Branch:
+    async def settle(self) -> Branch:
         """Do what the rule says; the branch that goes on, or has ended."""
-        self.work.rewind(self.branch, self.mark)
+        self.rewards = [await self.work.reward(self.branch, self.rule.label)]
+        await self.work.rewind(self.branch, self.mark)
         step = len(self.branch.tokens)
         choice: int | None = None
         if self.rule.action == "resample":
-            choice = self._resample()
+            choice = await self._resample()
         elif self.rule.action == "replace":
-            choice = self._replace()
+            choice = await self._replace()
         self.work.record("token", step=step, candidates=self.tokens, rewards=self.rewards, choice=choice)
         if choice is None and self.branch.ended is None:
-            self._stop()
+            await self._stop()
         return self.branch
 
-    def _resample(self) -> int | None:
+    async def _resample(self) -> int | None:
         """Draw again, one token at a time; index of the one that passes."""
         for _ in range(self.rule.tries):
             tokens, logits = self._left(len(self.work.state(self.branch).logits))
@@ -135,20 +134,20 @@ class _Refusal:
             if self.work.is_end(token):
                 self.work.end(self.branch, "stop")
                 return None
-            if not self._try([self.branch], [token]):
+            if not await self._try([self.branch], [token]):
                 return None
             if self.rewards[-1] >= self.rule.limit:
                 return len(self.tokens) - 1
-            self.work.rewind(self.branch, self.mark)
+            await self.work.rewind(self.branch, self.mark)
         return None
 
-    def _replace(self) -> int | None:
+    async def _replace(self) -> int | None:
         """Try the best tokens all at once; index of the best by reward, if it passes."""
         tokens = [int(token) for token in self._left(self.rule.n_candidates)[0] if not self.work.is_end(int(token))]
         if not tokens:
             return None
         branches = self.work.fork(self.branch, len(tokens))
-        tried = self._try(branches, tokens)
+        tried = await self._try(branches, tokens)
         first = len(self.rewards) - len(tried)
         best = int(np.argmax(self.rewards[first:])) if tried else 0
         passes = bool(tried) and self.rewards[first + best] >= self.rule.limit
@@ -157,7 +156,7 @@ class _Refusal:
             if branch is not winner:
                 self.work.drop(branch)
         if not passes:
-            self.work.rewind(self.branch, self.mark)
+            await self.work.rewind(self.branch, self.mark)
         self.branch = winner
         return first + best if passes else None
 
@@ -167,26 +166,28 @@ class _Refusal:
         left = ~np.isin(tokens, self.tokens)
         return tokens[left], logits[left]
 
-    def _try(self, branches: Sequence[Branch], tokens: Sequence[int]) -> list[Branch]:
+    async def _try(self, branches: Sequence[Branch], tokens: Sequence[int]) -> list[Branch]:
         """Append a token to each branch and note their rewards; the branches that had room."""
         lengths = [len(branch.tokens) for branch in branches]
-        self.work.append(branches, tokens)
+        await self.work.append(branches, tokens)
         fed = []
         for branch, length, token in zip(branches, lengths, tokens, strict=True):
             if len(branch.tokens) > length:
                 fed.append(branch)
                 self.tokens.append(token)
-                self.rewards.append(self.work.reward(branch, self.rule.label))
+                self.rewards.append(await self.work.reward(branch, self.rule.label))
         return fed
 
-    def _stop(self) -> None:
+    async def _stop(self) -> None:
         """Put the message at the end, and end the text."""
         message, most = self.rule.message, self.work.max_tokens
         if isinstance(message, str) and message:
-            raise ConfigError("Threshold: the message is not tokenized yet: ask bound(tokenize) for the search to use")
+            raise ConfigError(
+                "Threshold: the message is not tokenized yet: ask with_tokens(tokenize) for the search to use"
+            )
         for token in message:
             if self.branch.ended is None and (most is None or len(self.branch.tokens) < most):
-                self.work.append([self.branch], [int(token)])
+                await self.work.append([self.branch], [int(token)])
         self.work.end(self.branch, "content_filter")
 
 

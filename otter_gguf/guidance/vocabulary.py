@@ -9,17 +9,8 @@ import numpy as np
 
 from .._numbers import shown
 from ..errors import ConfigError
-from .base import (
-    Candidates,
-    Float32,
-    Offer,
-    Policy,
-    Signal,
-    State,
-    check_at_least,
-    check_finite,
-    check_vocabulary_head,
-)
+from ..steps import Float32
+from .base import Candidates, Capabilities, Policy, Signal, State, check_at_least, check_finite, check_vocabulary_head
 
 Order = Literal["cut_first", "bonus_first"]
 
@@ -61,12 +52,12 @@ class Vocabulary(Policy):
             raise ConfigError(f"Vocabulary: clip is {clip}, expected a lower and a higher number")
         return clip
 
-    def check(self, offer: Offer) -> None:
+    def check(self, capabilities: Capabilities) -> None:
         """The head must be there."""
-        check_vocabulary_head(offer, self.head)
+        check_vocabulary_head(capabilities, self.head)
 
     @property
-    def off(self) -> bool:
+    def is_noop(self) -> bool:
         """With weight 0."""
         return self.weight == 0
 

@@ -17,7 +17,7 @@ def test_every_policy_can_be_parsed() -> None:
     for line in (*guidance_quality.POLICIES, *guidance_quality.SECOND_POLICIES):
         guidance = spec.parse(line)
         assert guidance is not None
-        assert not guidance.off
+        assert not guidance.is_noop
 
 
 def test_the_page_has_a_row_for_each() -> None:

@@ -13,7 +13,7 @@ from otter_gguf.cli import main as cli
 from otter_gguf.cli._common import token_bias
 from otter_gguf.cli._transcript import pieces_of
 from otter_gguf.cli.run import shown_column
-from otter_gguf.generation.call import sequences_needed
+from otter_gguf.engine import sequences_needed
 from otter_gguf.guidance import ARGS, Gated, rules, spec
 from otter_gguf.guidance.ensemble import Ensemble
 from tests.refusals import assert_names, refused

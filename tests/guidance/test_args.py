@@ -11,7 +11,8 @@ import pytest
 
 import otter_gguf.guidance
 from otter_gguf import ARGS, PARGS, Candidates, ConfigError, Otter, Policy, Signal
-from otter_gguf.guidance.base import Float32, Offer, State, reward_index
+from otter_gguf.guidance.base import Capabilities, State, reward_index
+from otter_gguf.steps import Float32
 from tests.guidance.reference import END, Float64, Int64, Rule, Text, best, guided_tokens, open_exact, softmax, write
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, load, pair
@@ -289,10 +290,10 @@ def test_log_probabilities_are_of_the_whole_vocabulary() -> None:
 
 def test_what_is_asked_for() -> None:
     assert ARGS().signal() is Signal.VALUE
-    assert (ARGS(0).off, ARGS(0.1).off, PARGS(0).off) == (True, False, True)
+    assert (ARGS(0).is_noop, ARGS(0.1).is_noop, PARGS(0).is_noop) == (True, False, True)
     assert ARGS(label="b").reads(("a", "b")) == ("b",)
     assert ARGS().reads(("a",)) == ("a",)
-    ARGS(label="b").check(Offer(("a", "b")))
+    ARGS(label="b").check(Capabilities(("a", "b")))
     assert (PARGS().weight, PARGS().n_candidates, PARGS().log_probabilities) == (2.0, 10, True)
 
 

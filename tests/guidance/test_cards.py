@@ -143,7 +143,7 @@ def test_a_higher_target_gives_a_higher_reward_for_more_tokens(llm: Otter) -> No
 
 def test_without_tries_or_rejections_it_is_plain_decoding(llm: Otter) -> None:
     plain = tokens_of(complete(llm, None, 80))
-    assert CARDS(9.0, max_tries=0).off
+    assert CARDS(9.0, max_tries=0).is_noop
     assert tokens_of(complete(llm, CARDS(9.0, max_tries=0), 80)) == plain
     assert tokens_of(complete(llm, CARDS(-9.0, entropy=UNSURE), 80)) == plain
     assert tokens_of(complete(llm, CARDS(9.0, entropy=UNSURE), 80)) != plain

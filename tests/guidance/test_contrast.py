@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import Candidates, ConfigError, ContextFullError, Contrast, Otter, Signal
-from otter_gguf.guidance.base import Offer, State
+from otter_gguf.guidance.base import Capabilities, State
 from tests.guidance.reference import END, Float64, Int64, Rule, Text, best, guided_tokens, open_exact, write
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, load, pair
@@ -128,7 +128,7 @@ def bytes_after_begin(text: str) -> list[int]:
 
 
 def other_prompt(policy: Contrast, tokens: list[int]) -> list[int]:
-    bound = policy.bound(bytes_after_begin)
+    bound = policy.with_tokens(bytes_after_begin)
     (follower,) = bound.followers()
     assert follower.model is None
     assert follower.prompt is not None
@@ -146,11 +146,11 @@ def test_other_prompts() -> None:
 
 def test_binding_leaves_the_policy_as_it_was() -> None:
     policy = Contrast(prefix="ab", weight=0.3, n_candidates=5)
-    bound = policy.bound(bytes_after_begin)
+    bound = policy.with_tokens(bytes_after_begin)
     assert policy.prefix == "ab"
     assert isinstance(bound, Contrast)
     assert (bound.prefix, bound.weight, bound.n_candidates) == ((97, 98), 0.3, 5)
-    assert bound.bound(bytes_after_begin) == bound
+    assert bound.with_tokens(bytes_after_begin) == bound
 
 
 def test_scores_weigh_the_models_own_logits() -> None:
@@ -167,9 +167,9 @@ def test_scores_weigh_the_models_own_logits() -> None:
 
 def test_what_is_asked_for() -> None:
     policy = Contrast([1])
-    assert (policy.signal(), policy.reads(("reward",)), policy.off) == (Signal.NONE, (), False)
-    assert Contrast([1], weight=0).off
-    policy.check(Offer((), n_vocab=2))
+    assert (policy.signal(), policy.reads(("reward",)), policy.is_noop) == (Signal.NONE, (), False)
+    assert Contrast([1], weight=0).is_noop
+    policy.check(Capabilities((), n_vocab=2))
 
 
 @pytest.mark.parametrize(
@@ -196,5 +196,5 @@ def test_wrong_tokens_are_refused(llm: Otter) -> None:
     for policy in (Contrast([]), Contrast(prefix=""), Contrast(prefix=[])):
         with refused(ConfigError, "Contrast", "prompt", "prefix", "token"):
             llm.create_completion(TEXT, guidance=policy)
-    with refused(ConfigError, "Contrast", "bound(tokenize)"):
-        Contrast("a").check(Offer((), n_vocab=320))
+    with refused(ConfigError, "Contrast", "with_tokens(tokenize)"):
+        Contrast("a").check(Capabilities((), n_vocab=320))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import Candidates, ConfigError, DExperts, MismatchError, Otter, Signal
-from otter_gguf.guidance.base import Offer, State
+from otter_gguf.guidance.base import Capabilities, State
 from tests.guidance.reference import EXACT, Float64, Int64, Rule, Text, best, guided_tokens, open_exact, softmax, write
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, pair
@@ -154,16 +154,16 @@ def test_a_logit_bias_counts_once_and_may_fill_the_nucleus(llm: Otter) -> None:
 
 def test_what_is_asked_for(llm: Otter, expert: Otter) -> None:
     policy = DExperts(expert, llm)
-    assert (policy.signal(), policy.reads(("reward",)), policy.off) == (Signal.NONE, (), False)
+    assert (policy.signal(), policy.reads(("reward",)), policy.is_noop) == (Signal.NONE, (), False)
     assert [(f.name, f.model) for f in policy.followers()] == [("expert", expert), ("antiexpert", llm)]
     assert [f.name for f in DExperts(antiexpert=llm).followers()] == ["antiexpert"]
-    assert DExperts(expert, weight=0).off
+    assert DExperts(expert, weight=0).is_noop
 
 
 def test_another_vocabulary_is_refused(llm: Otter) -> None:
     with refused(MismatchError, "antiexpert", 320, 321):
-        DExperts(None, llm).check(Offer((), n_vocab=321))
-    DExperts(None, llm).check(Offer((), n_vocab=320))
+        DExperts(None, llm).check(Capabilities((), n_vocab=321))
+    DExperts(None, llm).check(Capabilities((), n_vocab=320))
 
 
 @pytest.mark.parametrize(

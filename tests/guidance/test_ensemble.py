@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, RAD, ConfigError, Ensemble, Otter
-from otter_gguf.guidance.base import Offer, check_reward, labels_of, pick_reward
+from otter_gguf.guidance.base import Capabilities, check_reward, labels_of, pick_reward
 from tests.guidance.reference import Float64, Int64, Rule, Text, best, guided_tokens, open_exact, write
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, pair
@@ -122,7 +122,7 @@ def test_members_are_found_by_label() -> None:
 
 
 def test_a_label_that_is_not_there_is_named(llm: Otter) -> None:
-    check_reward(Offer(("a", "b")), Ensemble({"b": 1.0}))
+    check_reward(Capabilities(("a", "b")), Ensemble({"b": 1.0}))
     with refused(ConfigError, "'x'", f"{KIND}, {TRUE}"):
         llm.create_completion(TEXT, guidance=ARGS(label=Ensemble({KIND: 1.0, "x": 1.0})))
 

@@ -193,14 +193,14 @@ def test_all_else_is_the_policys(policy: Policy) -> None:
     gated = Gated(policy, entropy=1.0)
     assert gated.n_candidates == policy.n_candidates
     assert gated.signal() is policy.signal()
-    assert gated.off == policy.off
+    assert gated.is_noop == policy.is_noop
     assert gated.reads(("a", "b")) == policy.reads(("a", "b"))
     assert gated.vocabulary_head() == policy.vocabulary_head()
     assert [follower.name for follower in gated.followers()] == [follower.name for follower in policy.followers()]
 
 
 def test_texts_are_bound_within() -> None:
-    bound = Gated(Contrast("ab"), entropy=1.0).bound(lambda text: [ord(letter) for letter in text])
+    bound = Gated(Contrast("ab"), entropy=1.0).with_tokens(lambda text: [ord(letter) for letter in text])
     assert isinstance(bound, Gated)
     assert bound.policy == Contrast([97, 98])
     assert bound.signal() is Signal.NONE

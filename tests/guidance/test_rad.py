@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import RAD, Candidates, ConfigError, Otter, Signal
-from otter_gguf.guidance.base import Offer
+from otter_gguf.guidance.base import Capabilities
 from tests.guidance.reference import Float64, Int64, Rule, Text, best, guided_tokens, open_exact, write
 from tests.refusals import refused
 from tests.synthetic_models import TEXT, pair
@@ -78,8 +78,8 @@ def test_scores() -> None:
 
 def test_what_is_asked_for(llm: Otter) -> None:
     assert RAD().signal() is Signal.VALUE
-    assert (RAD(0).off, RAD().off) == (True, False)
-    RAD(label="b").check(Offer(("a", "b")))
+    assert (RAD(0).is_noop, RAD().is_noop) == (True, False)
+    RAD(label="b").check(Capabilities(("a", "b")))
     with refused(ConfigError, "'x'", "reward"):
         llm.create_completion(TEXT, guidance=RAD(label="x"))
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from otter_gguf.engine import sequences_needed
 from otter_gguf.errors import ConfigError
-from otter_gguf.generation.call import sequences_needed
 from otter_gguf.guidance import ARGS, Contrast, Gated, rules, spec
-from otter_gguf.guidance.base import Candidates, Float32, Policy
+from otter_gguf.guidance.base import Candidates, Policy
 from otter_gguf.guidance.ensemble import Ensemble
+from otter_gguf.steps import Float32
 from tests.documents import DOCS
 from tests.refusals import refused
 

@@ -150,10 +150,10 @@ def test_message_stays_within_max_tokens(llm: Otter) -> None:
 
 
 def test_binding_takes_off_what_begins_every_text() -> None:
-    rule = Threshold(0.0, message="no").bound(lambda text: [1, *text.encode()])
+    rule = Threshold(0.0, message="no").with_tokens(lambda text: [1, *text.encode()])
     assert rule == Threshold(0.0, message=tuple(b"no"))
-    assert Threshold(0.0, message="no").bound(lambda text: list(text.encode())) == rule
-    assert rule.bound(lambda text: [0]) == rule
+    assert Threshold(0.0, message="no").with_tokens(lambda text: list(text.encode())) == rule
+    assert rule.with_tokens(lambda text: [0]) == rule
 
 
 def test_tokens_are_streamed_one_by_one(llm: Otter) -> None:

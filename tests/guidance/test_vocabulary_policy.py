@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from otter_gguf import Candidates, ConfigError, Otter, Signal, Vocabulary
-from otter_gguf.guidance.base import Float32, Int32, State
+from otter_gguf.guidance.base import State
+from otter_gguf.steps import Float32, Int32
 from tests.guidance.reference import (
     END,
     Float64,
@@ -166,7 +167,7 @@ def test_the_bonus_is_of_the_named_head_over_the_vocabulary() -> None:
 def test_what_is_asked_for(llm: Otter) -> None:
     policy = Vocabulary(head="next")
     assert (policy.signal(), policy.vocabulary_head(), policy.reads(("reward",))) == (Signal.VOCABULARY, "next", ())
-    assert (Vocabulary(0).off, policy.off) == (True, False)
+    assert (Vocabulary(0).is_noop, policy.is_noop) == (True, False)
     with refused(ConfigError, "vocabulary head", "'x'", "next"):
         llm.create_completion(TEXT, guidance=Vocabulary(head="x"))
     with open_exact(pair()) as plain, refused(ConfigError, "vocabulary head", "--vocabulary-rank"):

@@ -18,9 +18,11 @@ def test_calls_from_four_threads() -> None:
 def test_the_tool_sees_what_is_wrong() -> None:
     count = calls.Count()
     count.add("plain", 1, 2)
+    count.add("score", [0.5], [0.501])
+    count.add("score", [0.5], [0.50001])
     count.refuse("plain", IndexError("list index out of range"))
     count.refuse("plain", ConfigError("this stream is over"))  # of a call that is none
-    assert len(count.problems) == 3
+    assert len(count.problems) == 4
 
 
 @pytest.mark.parametrize("isolate", [False, True], ids=["here", "isolated"])

@@ -1,7 +1,8 @@
-"""What generation gives, token by token."""
+"""What generation gives, token by token, and the array types that it is made of."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,10 +38,22 @@ class Logprobs(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One token of one of the texts of a call."""
+    """One token of a text, when it has become part of it."""
 
-    text: int
-    """Which of them."""
     step: Step
     logprobs: Logprobs | None = None
     records: tuple[Record, ...] = ()
+
+
+@dataclass
+class Piece:
+    """Text that is certain, with the tokens that it begins."""
+
+    index: int = 0
+    """Which text of its call."""
+    text: str = ""
+    events: list[Event] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """Where each token begins, in characters of the whole text."""
+    finish_reason: FinishReason | None = None
+    records: list[Record] = field(default_factory=list)
