@@ -24,11 +24,13 @@ from .insert import (
 
 if TYPE_CHECKING:
     from ..training import ExtraLoss, OtterModel, OtterTrainer, TrainConfig
+    from ..training.memory import MemoryEstimate
 
 HELP = "train an insertion on preferences, grades, classes or steps"
 
 _DATA = "JSONL (also .gz), Parquet, or a folder of Dataset.save_to_disk, with TRL's columns"
 _FULL_LEARNING_RATE = 2e-5
+_NO_MEMORY_CHECK = "--no-memory-check"
 _DISTILL = ("distill_candidates", "distill_positions", "distill_weight")
 
 
@@ -115,6 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"fine-tune all of the base with heads instead of an insertion (--lr then {_FULL_LEARNING_RATE:g})",
     )
     add_tokenizer_check(parser, "train")
+    parser.add_argument(
+        _NO_MEMORY_CHECK, action="store_true", help="train although more memory is needed than seems to be free"
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the newest complete checkpoint of --output")
     start.add_argument("--force", action="store_true", help="replace a run that is in --output")
@@ -129,19 +134,24 @@ def run(args: argparse.Namespace) -> int:
     options = TrainOptions(**{**rate, **given(args, TrainOptions)})
     _check_start(args)
     require_training()
+    from ..training.trainer import CHANCE
+
     with contextlib.redirect_stdout(sys.stderr):  # the Trainer's log; stdout is for the result
         trainer = _trainer(args, options)
         result = trainer.train(resume_from_checkpoint=True if args.resume else None)
         metrics = {"steps": result.global_step, "train_loss": result.training_loss}
         if args.eval_data:
             metrics.update({name: value for name, value in trainer.evaluate().items() if _is_result(name)})
+        warnings = trainer.chance_warnings()
         if options.calibrate:
-            _calibrate(trainer)
+            _calibrate(trainer, options.batch_size)
         trainer.save_model()
     if not trainer.is_world_process_zero():
         return 0
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
     if args.json:
-        print_json({"output": str(args.output), **metrics, **summary(trainer.otter)})
+        print_json({"output": str(args.output), **metrics, CHANCE: warnings, **summary(trainer.otter)})
     else:
         print(" ".join(f"{name}={value:.4g}" for name, value in metrics.items()))
         print(args.output)
@@ -177,6 +187,7 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     from ..training import DataOptions, OtterTrainer, load_rows
     from ..training.checkpoint import load_tokenizer
     from ..training.full import FullRewardModel
+    from ..training.memory import memory_estimate
     from ..training.runs import checkpoints
 
     if options.threads:
@@ -191,11 +202,44 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     evaluation = load_rows(args.eval_data, tokenizer, rows) if args.eval_data else None
     for dataset in filter(None, (data, evaluation)):
         print(dataset)
+    config, extra_losses = _config(args, options), _extra_losses(args, model)
+    _check_memory(memory_estimate(model, config, data, extra_losses), config, options, ignore=args.no_memory_check)
     if args.force:
         # Else a later --resume would continue the run that was replaced.
         for checkpoint in checkpoints(args.output):
             shutil.rmtree(checkpoint, ignore_errors=True)  # each process of a distributed run tries
-    return OtterTrainer(model, _config(args, options), data, evaluation, extra_losses=_extra_losses(args, model))
+    return OtterTrainer(model, config, data, evaluation, extra_losses=extra_losses)
+
+
+def _check_memory(estimate: MemoryEstimate, config: TrainConfig, options: TrainOptions, *, ignore: bool) -> None:
+    """Say what the run will need; ``ConfigError`` with the flags that would help if it is more than there is."""
+    from ..training.memory import fitting, free_for, gigabytes
+
+    free = free_for(config)
+    if free is None:
+        print(f"This run will need {estimate}; how much is free is not known here.")
+        return
+    room = f"{gigabytes(estimate.held + free)} can be had"
+    if estimate.further <= free or ignore:
+        print(f"This run will need {estimate}; {room}.")
+        return
+    helpful = " or ".join(_flags_of(changed, estimate, options) for changed in fitting(estimate, free))
+    advice = f"give {helpful}" if helpful else "take a smaller base, a smaller insertion or another machine"
+    raise ConfigError(f"this run will need {estimate}, but only {room}; {advice}, or go on with {_NO_MEMORY_CHECK}")
+
+
+def _flags_of(changed: MemoryEstimate, estimate: MemoryEstimate, options: TrainOptions) -> str:
+    """The flags of other settings, and what the run needs with them."""
+    from ..training.memory import gigabytes
+
+    flags = ["--recompute"] if changed.recompute != estimate.recompute else []
+    if changed.rows != estimate.rows:
+        flags.append(f"--batch-size {changed.rows}")
+        accumulate = -(-options.accumulate * estimate.rows // changed.rows)  # an optimizer step sees as many rows
+        flags.append(f"--accumulate {accumulate}")
+    if changed.tokens != estimate.tokens:
+        flags.append(f"--max-length {changed.tokens}")
+    return f"{' '.join(flags)} ({gigabytes(changed.total)})"
 
 
 def _extra_losses(args: argparse.Namespace, model: OtterModel) -> list[ExtraLoss]:
@@ -211,11 +255,11 @@ def _extra_losses(args: argparse.Namespace, model: OtterModel) -> list[ExtraLoss
     return []
 
 
-def _calibrate(trainer: OtterTrainer) -> None:
+def _calibrate(trainer: OtterTrainer, batch_size: int) -> None:
     from ..training import RewardDataset, calibrate
 
     assert isinstance(trainer.train_dataset, RewardDataset)
-    for label, (mean, deviation) in calibrate(trainer.otter, trainer.train_dataset).items():
+    for label, (mean, deviation) in calibrate(trainer.otter, trainer.train_dataset, batch_size).items():
         print(f"{label}: mean {mean:.4g} and deviation {deviation:.4g} calibrated to 0 and 1")
 
 

@@ -9,6 +9,7 @@ from .calibration import calibrate
 from .data import DataOptions, RewardDataset, load_rows, tokenise_rows
 from .full import FullRewardModel, full_reward_model
 from .insert import insert
+from .memory import MemoryEstimate, memory_estimate
 from .model import OtterModel, OtterOutput, geometry
 from .trainer import ExtraLoss, OtterTrainer, TrainConfig
 
@@ -16,6 +17,7 @@ __all__ = [
     "DataOptions",
     "ExtraLoss",
     "FullRewardModel",
+    "MemoryEstimate",
     "OtterModel",
     "OtterOutput",
     "OtterTrainer",
@@ -26,5 +28,6 @@ __all__ = [
     "geometry",
     "insert",
     "load_rows",
+    "memory_estimate",
     "tokenise_rows",
 ]

@@ -7,64 +7,24 @@ gradient: h never depends on h', so nothing can flow back through it, and its lo
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import HeadConfig
+from .parts import base_part, factor, inserted_part, join
 
 INFIX = ".otter."
 """In the name of every inserted tensor: the child ``otter`` of a widened module or a head."""
 BASE_INFIX = ".base."
 """In the names of a widened module's own tensors: its child ``base``. Without an insertion a "." stands there."""
 
-_PARTS = "otter_parts"
-
 
 def parameter_dtype(base: torch.dtype) -> torch.dtype:
     """Inserted tensors are trained in F32 beside a half-precision base, and never in less than the base's type."""
     return torch.promote_types(base, torch.float32) if base.is_floating_point else torch.float32
-
-
-class _Parts(NamedTuple):
-    """What :func:`join` joined, as long as the tensor is still at this version."""
-
-    version: int
-    base: Tensor
-    inserted: Tensor
-
-
-def join(base: Tensor, inserted: Tensor) -> Tensor:
-    """(..., d) and (..., e) -> (..., d + e), which remembers its parts while gradients are recorded.
-
-    The next module then neither copies the base's part out again nor sends a gradient through the whole width, and
-    nothing of the whole width is kept for the backward pass.
-    """
-    inserted = inserted.to(base.dtype)
-    x = torch.cat([base, inserted], dim=-1)
-    if x.requires_grad:
-        setattr(x, _PARTS, _Parts(x._version, base, inserted))
-    return x
-
-
-def base_part(x: Tensor, columns: int) -> Tensor:
-    """(..., columns + e) -> (..., columns): the base's, contiguous and without gradient."""
-    parts = _parts(x, columns)
-    return parts.base if parts else x.detach()[..., :columns].contiguous()
-
-
-def inserted_part(x: Tensor, columns: int) -> Tensor:
-    """(..., columns + e) -> (..., e), contiguous: a view would keep the whole of x for the backward pass."""
-    parts = _parts(x, columns)
-    return parts.inserted if parts else x[..., columns:].contiguous()
-
-
-def _parts(x: Tensor, columns: int) -> _Parts | None:
-    """The remembered parts, unless something has written to x since, or it is cut elsewhere."""
-    parts: _Parts | None = getattr(x, _PARTS, None)
-    return parts if parts and parts.version == x._version and parts.base.shape[-1] == columns else None
 
 
 def cut_out_of_rows(x: Tensor, row_size: int, first: int = 0) -> Tensor:
@@ -269,7 +229,7 @@ class WidenedActivation(Widened):
         y = self.run_base(x)
         if not self.enabled:
             return y
-        return join(y, cast(Tensor, self.base(inserted_part(x, self.base_columns))))
+        return factor(join(y, cast(Tensor, self.base(inserted_part(x, self.base_columns)))))
 
 
 class Beside(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -16,6 +16,7 @@ from .losses import (
     align_pairs,
     centering_loss,
     class_loss,
+    final_weights,
     graded_loss,
     pair_metrics,
     step_loss,
@@ -31,10 +32,14 @@ METRICS = (
     *("squared_error", "graded_reward", "graded_label"),
     "class_accuracy",
     "step_accuracy",
+    *("reward_column", "pair_loss", "pair_coin_loss", "class_label", "class_loss"),
+    *("step_label", "step_squared_label", "step_squared_error"),
 )
 """Columns of the table of metrics. ``accuracy`` is that of pairs, as in TRL's ``RewardTrainer``."""
 
 _CORRELATED = ("graded_reward", "graded_label")
+NOT_LOGGED = (*_CORRELATED, *METRICS[METRICS.index("reward_column") :])
+"""Columns that are not logged as they are: for ``correlation``, and for :mod:`.chance`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Objective:
         rewards, scores = output.rewards.to(dtype), output.raw_rewards.to(dtype)
         losses = rewards.new_zeros(len(batch["kind"]))
         metrics = rewards.new_full((len(losses), len(METRICS)), torch.nan)
+        metrics[:, METRICS.index("reward_column")] = batch["rewards"][:, 0].to(dtype)
         for kind, compute in (
             (Pair, self._pairs),
             (Graded, self._graded),
@@ -78,10 +84,14 @@ class Objective:
         texts = torch.cat([rows, rejected])
         column = batch["rewards"][batch["row"][texts], 0]
         pairs = align_pairs(_select(rewards[texts], column), batch["start"][rows], batch["length"][texts])
-        losses = LOSSES[self.loss](pairs, batch["label"][rows].to(rewards.dtype))
+        margin = batch["label"][rows].to(rewards.dtype)
+        losses = LOSSES[self.loss](pairs, margin)
+        same = torch.zeros_like(pairs.chosen)
+        coin = LOSSES[self.loss](replace(pairs, chosen=same, rejected=same), margin)
+        found = {**pair_metrics(pairs), "pair_loss": losses, "pair_coin_loss": coin}
         if self.center:
             losses = losses + self.center * centering_loss(pairs)
-        return losses, pair_metrics(pairs)
+        return losses, found
 
     def _graded(self, rewards: Tensor, _: Tensor, batch: dict[str, Tensor], rows: Tensor) -> tuple[Tensor, Metrics]:
         own, label = _select(rewards[rows], batch["rewards"][rows, 0]), batch["label"][rows].to(rewards.dtype)
@@ -92,7 +102,10 @@ class Objective:
     def _classed(self, _: Tensor, scores: Tensor, batch: dict[str, Tensor], rows: Tensor) -> tuple[Tensor, Metrics]:
         own, columns, label = scores[rows], batch["rewards"][rows], batch["label"][rows].long()
         losses = class_loss(own, columns, label, self._weights(own, batch, rows))
-        return losses, {"class_accuracy": predicted_class(own, columns, batch["length"][rows]) == label}
+        at_end = final_weights(batch["start"][rows], batch["length"][rows], own)
+        last = class_loss(own.detach(), columns, label, at_end)
+        right = predicted_class(own, columns, batch["length"][rows]) == label
+        return losses, {"class_accuracy": right, "class_label": label, "class_loss": last}
 
     def _steps(self, rewards: Tensor, scores: Tensor, batch: dict[str, Tensor], rows: Tensor) -> tuple[Tensor, Metrics]:
         column, end, label = batch["rewards"][rows, 0], batch["step_end"][rows], batch["step_label"][rows]
@@ -104,7 +117,14 @@ class Objective:
         losses = step_loss(own, raw, label, mask, sigmoid)
         above = torch.where(sigmoid[:, None], raw > 0, own > 0.5)
         right = (above == (label > 0.5)) & mask
-        return losses, {"step_accuracy": right.sum(dim=1) / mask.sum(dim=1)}
+        predicted = torch.where(sigmoid[:, None], raw.sigmoid(), own)
+        measured = {
+            "step_accuracy": right,
+            "step_label": label,
+            "step_squared_label": label.square(),
+            "step_squared_error": (predicted - label).square(),
+        }
+        return losses, {name: (value * mask).sum(dim=1) / mask.sum(dim=1) for name, value in measured.items()}
 
     def _weights(self, own: Tensor, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         return WEIGHTS[self.loss](batch["start"][rows], batch["length"][rows], own)
@@ -132,7 +152,7 @@ def summary(metrics: Tensor) -> dict[str, float]:
     logged = {}
     for name, column in zip(METRICS, metrics.unbind(dim=1), strict=True):
         values = column[~column.isnan()]
-        if len(values) and name not in _CORRELATED:
+        if len(values) and name not in NOT_LOGGED:
             logged[name] = float({"min_reward": values.min(), "max_reward": values.max()}.get(name, values.mean()))
     graded = metrics[:, [METRICS.index(name) for name in _CORRELATED]]
     graded = graded[~graded.isnan().any(dim=1)]

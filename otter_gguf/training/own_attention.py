@@ -21,7 +21,8 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from ..architectures import SubLayer
 from ..config import BaseGeometry
 from ..errors import UnsupportedError
-from .modules import Widened, base_part, inserted_part, inserted_product, join
+from .modules import Widened, inserted_product
+from .parts import base_part, inserted_part, join
 
 
 class WidenedAttention(Widened):

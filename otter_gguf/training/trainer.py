@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +15,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import ConfigError, FileError
+from .allocator import little_held_back
+from .chance import no_better_than_chance
 from .data import Classed, RewardDataset, collate
 from .losses import LOSSES
 from .model import OtterModel, OtterOutput
 from .objectives import Objective, head_columns, summary
 from .runs import checkpoint_problem, latest_checkpoint, rotate, write_manifest
+
+CHANCE = "no_better_than_chance"
+"""Key of an adapter's record of its training: the lines of :meth:`OtterTrainer.chance_warnings`."""
+_MANY = 10_000  # rows that are looked at of a source that does not say how many it has
 
 
 @dataclass
@@ -91,6 +97,8 @@ class OtterTrainer(Trainer):
             _check_rewards(model, dataset)
         self._metrics: dict[str, list[Tensor]] = {"train": [], "eval": []}
         self._extra: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._recent: deque[Tensor] = deque()
+        self._evaluated: Tensor | None = None
         super().__init__(
             model=model,
             args=args,
@@ -117,6 +125,8 @@ class OtterTrainer(Trainer):
         loss = losses.mean()
         mode = "train" if model.training else "eval"
         self._metrics[mode].append(self.accelerator.gather_for_metrics(metrics).cpu())
+        if mode == "train":
+            self._remember(self._metrics[mode][-1])
         for extra in self.extra_losses:
             term, values = extra(self.otter, inputs, output)
             loss = loss + term
@@ -141,11 +151,38 @@ class OtterTrainer(Trainer):
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         prefix = "eval_" if mode == "eval" else ""
         found = summary(torch.cat(self._metrics[mode])) if self._metrics[mode] else {}
+        if mode == "eval" and self._metrics[mode]:
+            self._evaluated = torch.cat(self._metrics[mode])
         found.update({name: float(torch.cat(values).mean()) for name, values in self._extra[mode].items()})
         logs.update({prefix + name: value for name, value in found.items()})
         self._metrics[mode].clear()
         self._extra[mode].clear()
         super().log(logs, start_time)
+
+    def _remember(self, metrics: Tensor) -> None:
+        """Keep the rows of the last half epoch: what the model made of those before them is no longer true."""
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else _MANY
+        self._recent.append(metrics)
+        while sum(map(len, self._recent)) - len(self._recent[0]) >= rows / 2:
+            self._recent.popleft()
+
+    def chance_warnings(self) -> list[str]:
+        """A line for each reward and kind of row that is no better than chance (:mod:`.chance`); none where it is.
+
+        Judged by the last evaluation, without one by the training rows of the last half epoch. The lines become part of
+        the adapter's record of its training, so call this before :meth:`save_model`.
+        """
+        if self._evaluated is not None:
+            rows, table = "held-out", self._evaluated
+        elif self._recent:
+            rows, table = "training", torch.cat([*self._recent])
+        else:  # a run that was complete when it was resumed
+            return list(self.otter.training_record.get(CHANCE, []))
+        found = no_better_than_chance(table, self.otter.insertion.reward_labels, rows)
+        self.otter.training_record.pop(CHANCE, None)
+        if found:
+            self.otter.training_record[CHANCE] = found
+        return found
 
     def train(
         self,
@@ -158,7 +195,8 @@ class OtterTrainer(Trainer):
             resume_from_checkpoint = str(latest_checkpoint(Path(str(self.args.output_dir))))
         elif resume_from_checkpoint and (problem := checkpoint_problem(Path(resume_from_checkpoint))):
             raise FileError(f"{resume_from_checkpoint}: {problem}")
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with little_held_back(_sub_layers(self.otter) if self.args.device.type == "cpu" else ()):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -187,6 +225,12 @@ class OtterTrainer(Trainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(checkpoint, limit, keep={Path(best)} if best else set())
+
+
+def _sub_layers(model: OtterModel) -> Iterator[nn.Module]:
+    """The norms, attention and FFN of every layer of the base: what runs again where a layer is recomputed."""
+    for layer in model.base_model.get_submodule(model.architecture.layers).children():
+        yield from layer.children()
 
 
 def _check_rewards(model: OtterModel, dataset: RewardDataset | None) -> None:

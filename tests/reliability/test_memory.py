@@ -84,7 +84,12 @@ def computing() -> Iterator[_native.Context]:
 
 
 def _score(context: _native.Context, tokens: np.typing.NDArray[np.int32]) -> object:
-    return context.score(tokens)
+    """Once it is let in: whoever looks whether it is busy may be there first."""
+    while True:
+        try:
+            return context.score(tokens)
+        except EngineError:
+            continue
 
 
 def _is_busy(context: _native.Context) -> bool:

@@ -13,7 +13,7 @@ from otter_gguf.config import HeadConfig
 from otter_gguf.training import OtterModel, tokenise_rows
 from otter_gguf.training.data import Classed, Graded, Pair, Row, Stepped, collate
 from otter_gguf.training.losses import align_pairs, centering_loss, graded_loss, prefix_loss, prefix_weights
-from otter_gguf.training.objectives import METRICS, Objective, summary
+from otter_gguf.training.objectives import METRICS, NOT_LOGGED, Objective, summary
 from tests.training.mixed import OPTIONS, mixed_otter, mixed_rows
 from tests.training.toy import toy_base, toy_otter, toy_tokenizer
 
@@ -78,8 +78,9 @@ def test_metrics_say_how_good_each_kind_is(mixed: tuple[OtterModel, list[Row]]) 
     model, rows = mixed
     _, metrics = evaluate(model, rows)
     assert metrics.shape == (10, len(METRICS))
+    logged = [name for name in METRICS if name not in NOT_LOGGED or name.startswith("graded_")]
     found = {
-        kind: {name for name, value in zip(METRICS, row.tolist(), strict=True) if not math.isnan(value)}
+        kind: {name for name in logged if not math.isnan(row[METRICS.index(name)])}
         for kind, row in zip(map(type, rows), metrics, strict=True)
     }
     assert found[Pair] == {"accuracy", "margin", "min_reward", "mean_reward", "max_reward", "prefix_accuracy"}
@@ -97,6 +98,34 @@ def test_metrics_say_how_good_each_kind_is(mixed: tuple[OtterModel, list[Row]]) 
         elif isinstance(row, Graded):
             error = (rewards[-1, row.reward].item() - row.label) ** 2
             assert measured["squared_error"] == pytest.approx(error, abs=1e-5)
+
+
+def test_what_a_run_is_judged_by_is_measured_too(mixed: tuple[OtterModel, list[Row]]) -> None:
+    """Losses of pairs beside those of equal rewards; of classes the loss at the end; errors of steps."""
+    model, rows = mixed
+    losses, metrics = evaluate(model, rows, center=0.1)
+    for row, loss, values in zip(rows, losses, metrics, strict=True):
+        measured = dict(zip(METRICS, values.tolist(), strict=True))
+        output = model(torch.tensor([row.sequences[0]]), return_logits=False)
+        assert measured["reward_column"] == row.rewards[0]
+        if isinstance(row, Pair):
+            n = max(map(len, row.sequences)) - row.start
+            coin = sum(math.log1p(math.exp(row.margin * t / n)) for t in range(1, n + 1)) / n
+            assert measured["pair_coin_loss"] == pytest.approx(coin, rel=1e-5)
+            assert measured["pair_loss"] < loss  # without centering
+            assert measured["pair_loss"] != pytest.approx(coin, rel=1e-5)
+        elif isinstance(row, Classed):
+            probability = output.rewards[0, -1, row.label].item()
+            assert measured["class_loss"] == pytest.approx(-math.log(probability), rel=1e-4)
+            assert measured["class_label"] == row.label
+        elif isinstance(row, Stepped):
+            errors = [
+                (output.rewards[0, end, row.reward] - y) ** 2 for end, y in zip(row.ends, row.labels, strict=True)
+            ]
+            assert measured["step_squared_error"] == pytest.approx(float(sum(errors).detach()) / len(errors), rel=1e-4)
+            assert measured["step_label"] == pytest.approx(sum(row.labels) / len(row.labels))
+            assert measured["step_squared_label"] == pytest.approx(sum(y * y for y in row.labels) / len(row.labels))
+    assert not set(summary(metrics)) & set(NOT_LOGGED)
 
 
 def test_a_log_line_has_what_its_rows_have() -> None:
