@@ -36,7 +36,7 @@ CMAKE   := PATH="$$PATH:$(dir $(NATIVE))" cmake
 # Python sources need no new install: the package is installed in editable mode.
 SOURCES := pyproject.toml otter_gguf/__init__.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f 2>/dev/null)
 # The unit tests: what they leave out runs whole processes or models, or goes through files byte by byte.
-WHOLE   := $(addprefix tests/test_,batch build hostile_templates interrupts isolation quantization records synthetic verify)
+WHOLE   := $(addprefix tests/test_,batch build engine hostile_templates interrupts isolation quantization records synthetic verify)
 WHOLE   += $(addprefix tests/,evaluation/test_runner gguf/test_hostile gguf/test_mutants)
 UNIT    := $(filter-out $(WHOLE:=.py),$(wildcard tests/test_*.py $(addsuffix /test_*.py,$(addprefix tests/,evaluation gguf guidance native))))
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h')
