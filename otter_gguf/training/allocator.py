@@ -2,7 +2,8 @@
 
 torch asks for aligned memory. glibc cannot serve such a request from a hole of just that size, so between tensors that
 are kept for the backward pass holes stay that nothing fits into, as many bytes again as are in use in the worst case.
-``malloc_trim`` gives the pages of all holes back to the system, which costs time where a hole is used after all.
+``malloc_trim`` gives the pages of all holes back to the system, which costs time where a hole is used after all, so it
+is called as seldom as is enough: figures in docs/training.md.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from .free_memory import resident_memory
 
 HELD_BACK = 0.05
 """Share of the memory in use that may be held back."""
+PAUSE = 16
+"""Calls between two looks at it: the norms, attention and FFN of four layers."""
 
 
 class Trim:
-    """A forward hook that calls ``malloc_trim`` whenever the process has grown by :data:`HELD_BACK`.
+    """A forward hook that calls ``malloc_trim`` where the process has grown by :data:`HELD_BACK`.
 
-    Beyond what it held after any such call: where nothing is held back that happens as often as memory in use grows by
-    so much, and in later steps, which need the same again, hardly ever.
+    Grown beyond what it held behind any such call: in later steps, which need the same again, that is seldom. What is
+    used for a moment within a layer looks as if it were held back; the pause keeps that from costing much.
     """
 
     def __init__(self, trim: Callable[[int], int], resident: Callable[[], int | None] = resident_memory) -> None:
-        self.trim, self.resident, self.most = trim, resident, 0
+        self.trim, self.resident = trim, resident
+        self.most, self.pause = 0, 0
 
     def __call__(self, *_: Any) -> None:
-        if (self.resident() or 0) > (1 + HELD_BACK) * self.most:
+        self.pause -= 1
+        if self.pause < 0 and (self.resident() or 0) > (1 + HELD_BACK) * self.most:
             self.trim(0)
-            self.most = max(self.most, self.resident() or 0)
+            self.most, self.pause = max(self.most, self.resident() or 0), PAUSE
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from otter_gguf.training import OtterTrainer, TrainConfig, allocator, tokenise_rows
-from otter_gguf.training.allocator import HELD_BACK, Trim, little_held_back
+from otter_gguf.training.allocator import PAUSE, Trim, little_held_back
 from otter_gguf.training.free_memory import resident_memory
 from otter_gguf.training.renamed import CHECKPOINTING
 from tests.training.toy import toy_otter, toy_rows, toy_tokenizer
@@ -21,25 +22,27 @@ MIB = 1 << 20
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not resident_memory(), reason="needs glibc")
 
 
-def test_it_is_called_where_the_process_has_grown() -> None:
-    """A call gives back all beyond 100; what is in use grows by 10 a pass, and then stays."""
-    held, in_use, calls = 1000.0, 100.0, []
+@pytest.mark.parametrize("growth", [0.0, 0.1])
+def test_it_is_called_where_the_process_has_grown_and_after_a_pause(growth: float) -> None:
+    """Memory in use grows by a part of 100 with each layer; half as much again is held back."""
+    held, in_use, passes, calls = 100.0, 100.0, 0, []
 
     def trim(_: int) -> int:
         nonlocal held
-        calls.append(held)
+        calls.append(passes)
         held = in_use
         return 1
 
     hook = Trim(trim, lambda: int(held))
-    for growth in [10.0] * 10 + [0.0] * 50:
-        in_use += growth
-        held += growth + 0.001 * in_use
+    while passes < 200:
+        in_use += 100 * growth
+        held += 150 * growth
         hook()
-        assert held <= (1 + HELD_BACK) * hook.most
-    assert hook.most == 200
-    assert calls[0] > 1000
-    assert 3 < len(calls) < 15
+        passes += 1
+    assert calls[0] == 0
+    assert [later - earlier for earlier, later in pairwise(calls)] == [PAUSE + 1] * (len(calls) - 1)
+    assert len(calls) == (200 // (PAUSE + 1) + 1 if growth else 1)
+    assert hook.most >= in_use - 100 * growth * PAUSE
 
 
 @needs_glibc
