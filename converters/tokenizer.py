@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otter_gguf.errors import FileError, UnsupportedError
-from otter_gguf.tokenizer_agreement import TOKENIZER_FILES, check_tokenizer, has_tokenizer, load_tokenizer
+from otter_gguf.tokenizers.agreement import TOKENIZER_FILES, check_tokenizer, has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

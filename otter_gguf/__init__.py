@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import BaseGeometry, HeadConfig, InsertionConfig
+    from .context.state import ContextState
     from .errors import (
         ConfigError,
         ContextFullError,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .isolation import IsolatedOtter, open_model
     from .model import Otter
     from .scoring import Score
-    from .state import ContextState
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _HOME = {
     "ChunkBeam": "guidance",
     "ConfigError": "errors",
     "ContextFullError": "errors",
-    "ContextState": "state",
+    "ContextState": "context.state",
     "Contrast": "guidance",
     "DExperts": "guidance",
     "EngineError": "errors",

@@ -20,12 +20,12 @@ import numpy as np
 
 from . import _native
 from .config import InsertionConfig
+from .context.session import Session
 from .engine import Engine, Request
 from .errors import ConfigError
 from .gguf.base import BaseFiles, is_inserted
 from .loading import ModelFiles, check_files, load_model, make_context
 from .options import LoadOptions, SamplingOptions
-from .session import Session
 from .threads import default_threads
 from .verify import stock_files
 

@@ -14,8 +14,7 @@ import numpy as np
 from . import _native
 from ._logging import logger, set_verbose
 from ._numbers import shown
-from .batches import common_length
-from .chat import ChatTemplate, json_schema_of
+from .chat.template import ChatTemplate, json_schema_of
 from .completion import (
     ChatResponse,
     CompletionResponse,
@@ -26,14 +25,15 @@ from .completion import (
     completion_chunks,
 )
 from .config import InsertionConfig
+from .context.batches import common_length
+from .context.session import BYTES, LanguageModel, Session, sessions_by_name
+from .context.state import ContextState, identity
 from .engine import Engine, Guidance, Handle, LogitsProcessor, Request, StoppingCriterion, Stream
 from .errors import ConfigError, ContextFullError, MismatchError
 from .guidance.base import Policy
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadOptions, SamplingOptions, takes
 from .scoring import Score
-from .session import BYTES, LanguageModel, Session, sessions_by_name
-from .state import ContextState, identity
 from .steps import Float32, Step
 from .text import stop_strings, utf8
 

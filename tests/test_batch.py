@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, BestOfN, ConfigError, Contrast, Gated, Otter, Vocabulary
+from otter_gguf.context.streams import Stream
 from otter_gguf.engine import Request
 from otter_gguf.guidance.base import State
-from otter_gguf.streams import Stream
 from tests.completions import choice_of, choices_of, joined, without_end
 from tests.demo_f32 import load_demo_f32
 from tests.guidance.reference import open_exact

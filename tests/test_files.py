@@ -13,7 +13,7 @@ from otter_gguf.cli import _common
 from otter_gguf.cli import main as cli
 from otter_gguf.errors import FileError
 from otter_gguf.files import open_regular, read_regular, read_stream
-from otter_gguf.importance import read_importance
+from otter_gguf.quantization.importance import read_importance
 from tests.refusals import refused
 from tests.synthetic_models import pair
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from otter_gguf import ConfigError, FileError, chat
+from otter_gguf import ConfigError, FileError
 from otter_gguf.chat import MAX_OUTPUT, MAX_TEMPLATE, ChatTemplate
+from otter_gguf.chat import template as chat
 from tests.refusals import assert_names, names, refused
 
 MESSAGES = [{"role": "user", "content": "Where do otters live?"}]

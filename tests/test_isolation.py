@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import ARGS, BestOfN, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter, _channel
-from otter_gguf._wire import BrokenWireError, decode, encode, read_answer, write_answer
+from otter_gguf import ARGS, BestOfN, ConfigError, DExperts, EngineError, FileError, MismatchError, Otter
 from otter_gguf.cli import main as cli
 from otter_gguf.isolation import IsolatedOtter, open_model
+from otter_gguf.isolation import channel as _channel
+from otter_gguf.isolation.wire import BrokenWireError, decode, encode, read_answer, write_answer
 from otter_gguf.scoring import Score
 from tests import hostile
 from tests.completions import chat_pair, choice_of, joined, tokens_of

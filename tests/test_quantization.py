@@ -25,8 +25,8 @@ from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.merge import split
 from otter_gguf.gguf.sidecar import check_binding, is_sidecar, read_insertion
-from otter_gguf.importance import read_importance
 from otter_gguf.quantization import SIDECAR_TYPES, QuantizeOptions, fitting_type, plan_quantization, quantize
+from otter_gguf.quantization.importance import read_importance
 from tests import quantizable
 from tests.documents import DOCS, fenced
 from tests.gguf.toy_files import float_tensor, rewrite
@@ -527,7 +527,7 @@ from otter_gguf.quantization import QuantizeOptions
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-quantization._Base._check = die
+quantization.quantizer._Base._check = die
 quantization.quantize(sys.argv[1], sys.argv[2], QuantizeOptions("Q8_0", n_threads=1))
 """
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, ConfigError, ContextFullError, FileError, MismatchError, Otter, _native
-from otter_gguf.batches import common_length
-from otter_gguf.state import ContextState, identity
+from otter_gguf.context.batches import common_length
+from otter_gguf.context.state import ContextState, identity
 from tests.completions import choice_of, tokens_of, without_end
 from tests.guidance.reference import EXACT, open_exact, vocabulary_pair
 from tests.refusals import refused

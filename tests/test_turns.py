@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from otter_gguf import EngineError
-from otter_gguf.turns import Turn, in_turn
+from otter_gguf.context.turns import Turn, in_turn
 from tests.refusals import refused
 
 

@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from .. import _native
-from ..batches import common_beginning
+from ..context.batches import common_beginning
+from ..context.session import Session
+from ..context.streams import Stream
 from ..errors import ConfigError, ContextFullError
 from ..guidance.base import Capabilities, Follower, Policy, Signal
 from ..guidance.search import Search
-from ..session import Session
 from ..steps import Float32, Int32
-from ..streams import Stream
 from .feeds import Heads, Told, Until, Wish
 from .guided import Guide, guided
 from .job import Handle, Job

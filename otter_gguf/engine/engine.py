@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
+from ..context.session import Session
+from ..context.streams import Stream, StreamPool
+from ..context.turns import Turn, in_turn
 from ..errors import ConfigError, ContextFullError, EngineError, OtterError
-from ..session import Session
 from ..steps import Float32
-from ..streams import Stream, StreamPool
-from ..turns import Turn, in_turn
 from .begin import What, jobs_of, reading_job
 from .feeds import Feed, Heads, Part
 from .job import Handle, Job, News

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
+from ..context.streams import Stream, StreamPool
 from ..errors import ContextFullError
 from ..steps import Event, Float32, Int32, Piece
-from ..streams import Stream, StreamPool
 
 Entry = tuple[Stream, Int32]
 """A stream and the tokens for its next position: one that becomes part of it, or candidates, a sequence each."""

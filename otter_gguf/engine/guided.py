@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..context.streams import Stream
 from ..guidance.base import Candidates, Policy, Signal
 from ..steps import Float32, Int32, Record
-from ..streams import Stream
 from .feeds import Feed
 from .readers import FollowerReader, Reader, RewardReader
 from .text import Text

@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..context.session import Session
+from ..context.streams import Stream, StreamPool
 from ..errors import ConfigError
-from ..session import Session
 from ..steps import Event, Float32, Piece
-from ..streams import Stream, StreamPool
 from .feeds import Feed, Heads, Told, Until, Wish
 from .request import Request
 
@@ -193,7 +193,7 @@ class Job:
         return True
 
     def break_off(self, error: BaseException) -> None:
-        """It is over; what it held has to be recovered (:meth:`otter_gguf.streams.StreamPool.recover`)."""
+        """It is over; what it held has to be recovered (:meth:`otter_gguf.context.streams.StreamPool.recover`)."""
         self.handle.error = error
         self._close()
         self.streams = {}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..context.session import Session
+from ..context.streams import Stream
 from ..errors import ConfigError, ContextFullError
-from ..session import Session
 from ..steps import Float32, Int32
-from ..streams import Stream
 from .feeds import Feed, Heads, Part
 
 

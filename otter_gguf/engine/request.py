@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .._numbers import shown
+from ..context.session import Session
 from ..errors import ConfigError
 from ..guidance.base import Policy, Signal
 from ..guidance.search import Search
 from ..options import SamplingOptions
-from ..session import Session
 from ..steps import Float32, Int32
 
 Guidance = Policy | Search

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from .. import _native
 from .._numbers import real, shown
+from ..context.session import Session
 from ..errors import ConfigError
 from ..options import SamplingOptions
-from ..session import Session
 from ..text import utf8
 
 _LONGEST_SCHEMA = 1 << 21

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from .. import _native
+from ..context.session import Session
+from ..context.streams import Stream
 from ..errors import ContextFullError, EngineError
 from ..guidance.base import State, pick_reward
 from ..guidance.ensemble import Ensemble
 from ..guidance.search import Branch, Mark
-from ..session import Session
 from ..steps import Event, FinishReason, Float32, Int32, Logprobs, Piece, Record, Step
-from ..streams import Stream
 from ..text import TextStream
 from .feeds import Feed, Heads, Part, Told
 from .pieces import PieceMaker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import TypeVar
 
-from ..turns import Turn
+from ..context.turns import Turn
 
 _T = TypeVar("_T")
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import _native
+from ..context.session import Session
+from ..context.streams import Stream
 from ..guidance.base import State
-from ..session import Session
 from ..steps import Event, FinishReason, Float32, Int32, Logprobs, Record, Step
-from ..streams import Stream
 from ..text import TextStream
 from .feeds import Feed, Part, Told
 from .pieces import PieceMaker

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..batches import common_length
+from ..context.batches import common_length
 from ..errors import ConfigError
 from .metrics import cross_entropy
 

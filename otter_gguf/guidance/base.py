@@ -24,7 +24,7 @@ from ..steps import Float32, Int32
 from .ensemble import Ensemble
 
 if TYPE_CHECKING:
-    from ..session import LanguageModel
+    from ..context.session import LanguageModel
 
 
 class Signal(enum.Flag):

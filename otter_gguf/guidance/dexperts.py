@@ -14,7 +14,7 @@ from ..steps import Float32
 from .base import Candidates, Capabilities, Follower, Policy, Signal, check_at_least, check_finite
 
 if TYPE_CHECKING:
-    from ..session import LanguageModel
+    from ..context.session import LanguageModel
 
 _ROLES = ("expert", "antiexpert")
 

@@ -32,7 +32,7 @@ from .rules import PLAIN, members, registry, rule_class, types_of, wrapped_field
 from .search import Search
 
 if TYPE_CHECKING:
-    from ..session import LanguageModel
+    from ..context.session import LanguageModel
 
 Guidance: TypeAlias = "Policy | Search | None"
 Load: TypeAlias = "Callable[[str], LanguageModel]"

@@ -23,7 +23,7 @@ from .. import architectures
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
 from ..gguf.atomic import atomic_folder
-from ..tokenizer_agreement import load_tokenizer as load_hf_tokenizer
+from ..tokenizers.agreement import load_tokenizer as load_hf_tokenizer
 from .fingerprint import base_fingerprint, check_fingerprint
 from .gguf_base import is_gguf, load_gguf_base, load_gguf_tokenizer
 from .model import OtterModel, geometry

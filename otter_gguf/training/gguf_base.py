@@ -20,7 +20,7 @@ from .. import _native, architectures
 from ..errors import FileError, MismatchError, UnsupportedError
 from ..gguf.base import BaseFiles, base_geometry
 from ..gguf.sidecar import is_sidecar
-from ..tokenizer_agreement import Agreement, compare_tokenizers
+from ..tokenizers.agreement import Agreement, compare_tokenizers
 from .gguf_tokenizer import gguf_tokenizer
 
 _ROPE_FACTORS = "rope_freqs.weight"

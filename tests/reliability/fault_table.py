@@ -140,7 +140,7 @@ GUIDANCE = (
 GENERATION = (
     Fault(
         "Shift: the cells' place is crossed out after they have moved",
-        "otter_gguf/streams.py",
+        "otter_gguf/context/streams.py",
         "        stream.n_exact = n_keep\n        count = (len(stream.tokens) - n_keep) // 2\n"
         "        first, *siblings = stream.sequences\n",
         "        count = (len(stream.tokens) - n_keep) // 2\n        first, *siblings = stream.sequences\n"
@@ -170,14 +170,14 @@ GENERATION = (
     ),
     Fault(
         "Turns: the model of a call is not taken in turn",
-        "otter_gguf/turns.py",
+        "otter_gguf/context/turns.py",
         "with self._lock:",
         "if True:",
         ("tests/test_turns.py",),
     ),
     Fault(
         "Isolation: the answer to any question is taken",
-        "otter_gguf/_wire.py",
+        "otter_gguf/isolation/wire.py",
         "length > _MAX_LENGTH or found != number",
         "length > _MAX_LENGTH",
         ("tests/test_isolation.py",),
@@ -191,35 +191,35 @@ GENERATION = (
     ),
     Fault(
         "Streams: the winner's cell copied off by one position",
-        "otter_gguf/streams.py",
+        "otter_gguf/context/streams.py",
         "self.context.sequence_copy(source, sequence, position, position + 1)",
         "self.context.sequence_copy(source, sequence, position + 1, position + 2)",
         ("tests/guidance/test_args.py",),
     ),
     Fault(
         "Streams: a fed part off by one position",
-        "otter_gguf/streams.py",
+        "otter_gguf/context/streams.py",
         "np.arange(b, b + n, dtype=np.int32)",
         "np.arange(b + 1, b + 1 + n, dtype=np.int32)",
         ("tests/test_model.py",),
     ),
     Fault(
         "Streams: logits of another stream's row",
-        "otter_gguf/streams.py",
+        "otter_gguf/context/streams.py",
         "(_NO_LOGITS, -1) if logits is None else (logits[row], row)",
         "(_NO_LOGITS, -1) if logits is None else (logits[0], row)",
         ("tests/test_batch.py",),
     ),
     Fault(
         "Streams: shifted cells taken for a fresh prompt's",
-        "otter_gguf/streams.py",
+        "otter_gguf/context/streams.py",
         "stream.n_exact = n_keep",
         "stream.n_exact = None",
         ("tests/test_context_shift.py",),
     ),
     Fault(
         "Session: vocabularies compared by the length of tokens",
-        "otter_gguf/session.py",
+        "otter_gguf/context/session.py",
         "if theirs != ours:",
         "if len(theirs) != len(ours):",
         ("tests/test_bad_arguments.py",),
@@ -254,7 +254,7 @@ GENERATION = (
     ),
     Fault(
         "Saved context: the end of a tensor is not in the identity",
-        "otter_gguf/state.py",
+        "otter_gguf/context/state.py",
         "yield data[-_SAMPLE:]",
         "yield data[:_SAMPLE]",
         ("tests/test_state.py",),
@@ -512,7 +512,7 @@ FILES = (
     ),
     Fault(
         "Importance: sums not divided by calls",
-        "otter_gguf/importance.py",
+        "otter_gguf/quantization/importance.py",
         "sums / np.float32(max(calls, 1))",
         "sums / np.float32(1)",
         ("tests/test_quantization.py",),

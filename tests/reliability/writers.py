@@ -131,7 +131,7 @@ def _trainable(folder: Path) -> None:
 
 
 def _save_state(inputs: Path, out: Path) -> int:
-    from otter_gguf.state import ContextState
+    from otter_gguf.context.state import ContextState
 
     return _in_main(lambda: ContextState((1, 2, 3), bytes(200_000), "0" * 64).save(out / "state", force=True))
 

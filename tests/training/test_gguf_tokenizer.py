@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from otter_gguf import _native
 from otter_gguf.errors import FileError, UnsupportedError
 from otter_gguf.gguf.encoding import KeyValue
-from otter_gguf.tokenizer_agreement import compare_tokenizers
-from otter_gguf.tokenizer_probes import PROBES
+from otter_gguf.tokenizers.agreement import compare_tokenizers
+from otter_gguf.tokenizers.probes import PROBES
 from otter_gguf.training.gguf_tokenizer import gguf_tokenizer
 from otter_gguf.training.pre_tokenizers import PRE_TOKENIZERS
 from tests.refusals import refused

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from . import _native
-from ._numbers import shown
-from .config import InsertionConfig
-from .errors import ConfigError, MismatchError
+from .. import _native
+from .._numbers import shown
+from ..config import InsertionConfig
+from ..errors import ConfigError, MismatchError
+from ..text import utf8
 from .streams import StreamPool
-from .text import utf8
 from .turns import Turn
 
 BYTES = (bytes, bytearray, memoryview)

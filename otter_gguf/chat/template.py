@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._waiting import readable
-from .errors import ConfigError, EngineError, FileError
-from .text import utf8
+from .._waiting import readable
+from ..errors import ConfigError, EngineError, FileError
+from ..text import utf8
 
 MAX_TEMPLATE = 1 << 18
 MAX_OUTPUT = 1 << 20
@@ -165,7 +165,7 @@ class _Sandbox:
     """One process that renders; it ends with this object."""
 
     def __init__(self) -> None:
-        script = Path(__file__).with_name("_template.py")
+        script = Path(__file__).with_name("renderer.py")
         limits = json.dumps({"seconds": MAX_SECONDS, "memory": MAX_MEMORY, "output": MAX_OUTPUT})
         command = [sys.executable, "-I", str(script), json.dumps(list(map(str, sys.path))), limits]
         # What is preloaded, as a sanitizer is, may need more memory than there is for a template.

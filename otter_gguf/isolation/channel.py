@@ -18,9 +18,9 @@ import threading
 import time
 from typing import Any
 
-from ._waiting import readable
-from ._wire import read_answer, write_question
-from .text import terminal_safe
+from .._waiting import readable
+from ..text import terminal_safe
+from .wire import read_answer, write_question
 
 _PATIENCE = 5.0
 """Seconds that a call has to end that nobody waits for any more (Ctrl-C), and its process to say its last words."""

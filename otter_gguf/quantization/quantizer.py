@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from . import _native
-from .errors import ConfigError, EngineError, FileError, MismatchError, OtterError, UnsupportedError
-from .gguf.atomic import atomic_path, hand_over, scratch_folder
-from .gguf.base import BaseFiles, is_inserted
-from .gguf.checksums import check_checksums, has_checksums
-from .gguf.encoding import ALIGNMENT, TENSOR_TYPES, KeyValue
-from .gguf.fingerprint import fingerprint
-from .gguf.merge import MergedParts, merge, split
-from .gguf.sidecar import is_merged, is_sidecar, mixture_type, stays_float32, validate_insertion
-from .gguf.writer import TensorPlan, progress_bar, write_gguf
+from .. import _native
+from ..errors import ConfigError, EngineError, FileError, MismatchError, OtterError, UnsupportedError
+from ..gguf.atomic import atomic_path, hand_over, scratch_folder
+from ..gguf.base import BaseFiles, is_inserted
+from ..gguf.checksums import check_checksums, has_checksums
+from ..gguf.encoding import ALIGNMENT, TENSOR_TYPES, KeyValue
+from ..gguf.fingerprint import fingerprint
+from ..gguf.merge import MergedParts, merge, split
+from ..gguf.sidecar import is_merged, is_sidecar, mixture_type, stays_float32, validate_insertion
+from ..gguf.writer import TensorPlan, progress_bar, write_gguf
 from .importance import Float32, ImportanceMatrix, read_importance
 
 Part = Literal["base", "inserted"]

@@ -9,8 +9,8 @@ from tokenizers import normalizers, pre_tokenizers
 
 from otter_gguf.errors import FileError, MismatchError
 from otter_gguf.gguf.encoding import KeyValue
-from otter_gguf.tokenizer_agreement import check_tokenizer, compare_tokenizers, load_tokenizer
-from otter_gguf.tokenizer_probes import PROBES
+from otter_gguf.tokenizers.agreement import check_tokenizer, compare_tokenizers, load_tokenizer
+from otter_gguf.tokenizers.probes import PROBES
 
 from .gguf.toy_files import GEOMETRY
 from .refusals import assert_names, refused

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from .errors import EngineError
+from ..errors import EngineError
 
 _T = TypeVar("_T")
 

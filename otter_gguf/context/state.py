@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _native
-from .errors import FileError
-from .gguf.atomic import atomic_path
-from .gguf.base import BaseFiles
+from .. import _native
+from ..errors import FileError
+from ..gguf.atomic import atomic_path
+from ..gguf.base import BaseFiles
 
 _MAGIC = b"OTTERCTX"
 _VERSION = 1

@@ -15,9 +15,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ._wire import BrokenWireError, read_question, write_answer
-from .errors import ConfigError
-from .model import Otter
+from ..errors import ConfigError
+from ..model import Otter
+from .wire import BrokenWireError, read_question, write_answer
 
 FACTS = ("model_path", "n_vocab", "n_rewards", "has_chat_template", "metadata", "insertion", "n_ctx")
 

@@ -18,10 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
-from . import _native
+from .. import _native
+from ..errors import ConfigError, ContextFullError
+from ..steps import Float32, Int32
 from .batches import batches, common_length
-from .errors import ConfigError, ContextFullError
-from .steps import Float32, Int32
 
 _NO_LOGITS = np.empty(0, np.float32)
 

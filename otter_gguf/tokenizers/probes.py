@@ -1,4 +1,4 @@
-"""Texts on which tokenizers part ways: what :mod:`.tokenizer_agreement` compares besides a vocabulary's own pieces."""
+"""Texts on which tokenizers part ways: what :mod:`.agreement` compares besides a vocabulary's own pieces."""
 
 from __future__ import annotations
 

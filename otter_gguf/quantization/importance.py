@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from . import _native
-from .errors import FileError
-from .files import open_regular
-from .gguf import encoding
+from .. import _native
+from ..errors import FileError
+from ..files import open_regular
+from ..gguf import encoding
 
 Float32 = npt.NDArray[np.float32]
 

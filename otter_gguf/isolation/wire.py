@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import errors
-from .scoring import Score
-from .state import ContextState
-from .steps import Step
+from .. import errors
+from ..context.state import ContextState
+from ..scoring import Score
+from ..steps import Step
 
 Blobs = list[bytes]
 

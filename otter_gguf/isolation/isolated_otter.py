@@ -21,18 +21,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ._channel import Channel
-from ._logging import set_verbose
-from .config import InsertionConfig
-from .errors import ConfigError, EngineError, OtterError
-from .model import Otter, Prompts
-from .options import LoadOptions, SamplingOptions, takes
-from .scoring import Score
-from .state import ContextState
-from .steps import Step
-from .turns import Turn
+from .._logging import set_verbose
+from ..config import InsertionConfig
+from ..context.state import ContextState
+from ..context.turns import Turn
+from ..errors import ConfigError, EngineError, OtterError
+from ..model import Otter, Prompts
+from ..options import LoadOptions, SamplingOptions, takes
+from ..scoring import Score
+from ..steps import Step
+from .channel import Channel
 
-_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf._isolated import main; "
+_BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf.isolation.server import main; "
 _LOWER_LEVEL = ("model", "context", "session", "engine")
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import _native
-from .errors import FileError, MismatchError, UnsupportedError
-from .gguf.base import BaseFiles
-from .text import terminal_safe
-from .tokenizer_probes import PROBES
+from .. import _native
+from ..errors import FileError, MismatchError, UnsupportedError
+from ..gguf.base import BaseFiles
+from ..text import terminal_safe
+from .probes import PROBES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def compare_tokenizers(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
     """Compare transformers' tokenizer with llama.cpp's of a base GGUF.
 
     Compared are the size of the vocabulary, the end-of-text and begin-of-text tokens, what is added to every text, and
-    the token ids of :data:`~.tokenizer_probes.PROBES`, of special tokens as text, and of :data:`SAMPLED_PIECES`.
+    the token ids of :data:`~.probes.PROBES`, of special tokens as text, and of :data:`SAMPLED_PIECES`.
     Differences that a caller can avoid are notes: texts that agree in a Unicode normal form, which llama.cpp does not
     make, or without a space in front, and texts with special tokens inside.
 
