@@ -300,9 +300,14 @@ class StreamPool:
             self.widen(stream, len(tokens))
         self._rescue(streams)
         counts = [len(tokens) for _, tokens in entries]
-        tokens = np.concatenate([tokens for _, tokens in entries])
-        positions = np.repeat(np.asarray([len(stream.tokens) for stream in streams], np.int32), counts)
-        sequences = [s for stream, count in zip(streams, counts, strict=True) for s in stream.sequences[:count]]
+        if len(entries) == 1:
+            (stream, tokens), (count,) = entries[0], counts
+            positions = np.full(count, len(stream.tokens), np.int32)
+            sequences = stream.sequences[:count]
+        else:
+            tokens = np.concatenate([tokens for _, tokens in entries])
+            positions = np.repeat(np.asarray([len(stream.tokens) for stream in streams], np.int32), counts)
+            sequences = [s for stream, count in zip(streams, counts, strict=True) for s in stream.sequences[:count]]
         rewards = self._decode(tokens, positions, np.asarray(sequences, np.int32), [s.with_logits for s in streams])
         parts, start = [], 0
         for stream, count in zip(streams, counts, strict=True):

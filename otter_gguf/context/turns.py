@@ -7,7 +7,7 @@ no exception out of a signal handler can leave a lock behind, and never held acr
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from ..errors import EngineError
@@ -45,10 +45,10 @@ class Turn:
                 self._thread = 0
 
 
-def in_turn(turns: Iterable[Turn], work: Callable[[], _T]) -> _T:
+def in_turn(turns: Collection[Turn], work: Callable[[], _T]) -> _T:
     """Do some work when it is this thread's turn at all of them.
 
     They are taken in one order by everybody, so that no two threads wait for each other.
     """
-    first, *others = sorted(set(turns), key=id)
+    first, *others = turns if len(turns) == 1 else sorted(turns, key=id)
     return first.call((lambda: in_turn(others, work)) if others else work)

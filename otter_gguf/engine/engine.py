@@ -212,8 +212,11 @@ class Engine:
                 return done[0]
 
     def _turns(self) -> set[Turn]:
-        jobs = (*self._jobs, *self._waiting)
-        return {self.session.turn, *(session.turn for job in jobs for session in job.needs)}
+        turns = {self.session.turn}
+        for job in (*self._jobs, *self._waiting):
+            if len(job.needs) > 1:
+                turns.update(session.turn for session in job.needs)
+        return turns
 
     # ---- one step ----------------------------------------------------------------------------------------------
 
@@ -257,8 +260,8 @@ class Engine:
             for job in active:
                 job.resume()
             active = [job for job in active if job.can_go_on and not job.has_told]
-            pools = {id(pool): pool for job in jobs if (pool := job.other_pool) is not None}
-            for pool in pools.values():
+            pools = [pool for job in jobs if (pool := job.other_pool) is not None]
+            for pool in dict.fromkeys(pools):
                 asking = [job for job in jobs if job.other_pool is pool]
                 heads = [head for job in asking if (head := job.heads(pool)) is not None]
                 for head, error in self._feed_heads(pool, heads):
