@@ -39,7 +39,7 @@ class BelowTarget(Policy):
     n_candidates: int = 10
     """Tokens considered in a guided step."""
 
-    def guides(self, state: State) -> bool:
+    def applies_to(self, state: State) -> bool:
         """Only a step of a text below the target; any other costs as much as a plain one."""
         return bool(state.rewards[0] < self.target)
 

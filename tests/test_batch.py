@@ -188,7 +188,7 @@ def test_where_a_reward_models_cache_is_too_small_the_longest_ends(llm: Otter) -
 class EveryTwentieth(ARGS):
     """A policy that guides few steps, so that a reward model has much to catch up with."""
 
-    def guides(self, state: State) -> bool:
+    def applies_to(self, state: State) -> bool:
         return state.n_generated % 20 == 19
 
 

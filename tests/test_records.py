@@ -63,7 +63,7 @@ def test_plain_steps(llm: Otter) -> None:
     [
         (ARGS(2.0), {"labels", "rewards"}, 10),
         (Vocabulary(2.0, n_candidates=7), {"vocabulary"}, 7),
-        (Contrast("An otter.\n", n_candidates=5), {"followers"}, 5),
+        (Contrast("An otter.\n", n_candidates=5), {"auxiliary"}, 5),
     ],
     ids=["args", "vocabulary", "contrast"],
 )

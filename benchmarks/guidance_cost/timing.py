@@ -30,9 +30,9 @@ class EveryOtherStep(Gated):
     """A gate that is open in every other step: random weights are equally unsure everywhere, so no threshold would
     divide them. The entropy is computed in every step, as by any gate."""
 
-    def guides(self, state: State) -> bool:
+    def applies_to(self, state: State) -> bool:
         """By turns."""
-        return super().guides(state) and state.n_generated % 2 == 0
+        return super().applies_to(state) and state.n_generated % 2 == 0
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from ..context.batches import common_beginning
 from ..context.session import Session
 from ..context.streams import Stream
 from ..errors import ConfigError, ContextFullError
-from ..guidance.base import Capabilities, Follower, Policy, Signal
+from ..guidance.base import AuxiliaryStream, Capabilities, Policy, Signal
 from ..guidance.search import Search
 from ..steps import Float32, Int32
-from .feeds import Heads, Told, Until, Wish
+from .feeds import Prefill, Told, Until, Wish
 from .guided import Guide, guided
 from .job import Handle, Job
-from .readers import FollowerReader, RewardReader, check_reward_model, labels_by_name
+from .readers import AuxiliaryReader, RewardReader, check_reward_model, labels_by_name
 from .request import Guidance, Request, sequences_needed
 from .samplers import make_sampler, seed_of
 from .search import BranchReader, Workspace
@@ -49,7 +49,7 @@ def reading_job(session: Session, tokens: Sequence[int], what: What) -> Job:
 
     async def read(job: Job) -> None:
         stream = job.streams[session]
-        job.handle.result = await Heads(session.streams, [(stream, list(tokens))], what)
+        job.handle.result = await Prefill(session.streams, [(stream, list(tokens))], what)
 
     return Job(session, Handle(), {session: 1}, read)
 
@@ -88,7 +88,7 @@ def _check_shift(session: Session, request: Request, guidance: Guidance | None) 
         raise ConfigError(f"n_keep is {request.n_keep}, expected at most {most}: a shift must free something")
     if isinstance(guidance, Search):
         raise ConfigError("context_shift: not with a search, which compares whole texts")
-    if guidance is not None and (guidance.followers() or request.reward_models):
+    if guidance is not None and (guidance.auxiliary_streams() or request.reward_models):
         raise ConfigError("context_shift: not with a reward_model, nor with a policy that follows a second text")
 
 
@@ -110,7 +110,7 @@ def _needs(session: Session, request: Request, guidance: Guidance | None) -> dic
 
 
 def _policy_needs(session: Session, request: Request, policy: Policy) -> dict[Session, int]:
-    """A sequence for each candidate where its rewards are read, else one; and one for each follower."""
+    """A sequence for each candidate where its rewards are read, else one; and one for each auxiliary stream."""
     others = {labels_by_name(name, other): other for name, other in request.reward_models.items()}
     own = _own_labels(session, request)
     labels = (*own, *(label for theirs in others for label in theirs))
@@ -118,8 +118,8 @@ def _policy_needs(session: Session, request: Request, policy: Policy) -> dict[Se
     needs = {session: 1 if read.isdisjoint(own) else policy.n_candidates}
     for theirs, other in others.items():
         needs[other] = 1 if read.isdisjoint(theirs) else policy.n_candidates
-    for follower in policy.followers():
-        model = session if follower.model is None else follower.model.session
+    for auxiliary in policy.auxiliary_streams():
+        model = session if auxiliary.model is None else auxiliary.model.session
         session.check_vocabulary(model)
         needs[model] = needs.get(model, 0) + 1
     return needs
@@ -143,7 +143,7 @@ class _Beginning:
         request, session = job.handle.request, job.session
         assert request is not None
         text = Text(session, request, job.streams[session], self.sampler)
-        head = await self._feed_head(job, request, text.stream)
+        head = await self._prefill(job, request, text.stream)
         work: Callable[[], Coroutine[Wish, None, None]]
         if isinstance(self.guidance, Search):
             work = await self._search(job, request, text, self.guidance)
@@ -158,19 +158,19 @@ class _Beginning:
         await Told([])
         await work()
 
-    async def _feed_head(self, job: Job, request: Request, stream: Stream) -> Float32:
+    async def _prefill(self, job: Job, request: Request, stream: Stream) -> Float32:
         """All of the prompt but its last token; the rewards of these, if they are asked for."""
         pool, head = job.session.streams, request.prompt[:-1]
         if request.prompt_rewards:
-            return await Heads(pool, [(stream, head)], "rewards")
+            return await Prefill(pool, [(stream, head)], "rewards")
         leader, count = self._leader(job)
         if leader is stream:
-            await Heads(pool, [(stream, head[len(stream.tokens) : count])])
+            await Prefill(pool, [(stream, head[len(stream.tokens) : count])])
         elif leader is not None:
             await Until(lambda: len(leader.tokens) >= count or leader not in pool.live)
             if not stream.tokens and leader in pool.live:
                 pool.copy_beginning(leader, stream, count)
-        return await Heads(pool, [(stream, head[len(stream.tokens) :])])
+        return await Prefill(pool, [(stream, head[len(stream.tokens) :])])
 
     def _leader(self, job: Job) -> tuple[Stream | None, int]:
         """The first text of the call, if it is still under way, and how many tokens all prompts have in common."""
@@ -192,27 +192,27 @@ class _Beginning:
         self, job: Job, request: Request, text: Text, policy: Policy
     ) -> Callable[[], Coroutine[Wish, None, None]]:
         session = job.session
-        followers = []
-        for follower in policy.followers():
-            reader = self._follower(job, follower)
-            await reader.begin(follower.prompt(list(request.prompt)) if follower.prompt else request.prompt)
-            followers.append(reader)
+        readers = []
+        for auxiliary in policy.auxiliary_streams():
+            reader = self._auxiliary(job, auxiliary)
+            await reader.begin(auxiliary.prompt(list(request.prompt)) if auxiliary.prompt else request.prompt)
+            readers.append(reader)
         models: dict[tuple[str, ...], RewardReader | None] = {}
         for name, other in request.reward_models.items():
             models[labels_by_name(name, other)] = RewardReader(name, other, job.streams[other])
-        guide = Guide(policy, _own_labels(session, request), models, followers)
+        guide = Guide(policy, _own_labels(session, request), models, readers)
         for model in guide.reward_readers:
             await model.begin(request.prompt)
             await model.read()
-        beside = [(reader.stream, reader.take_unread()) for reader in followers if reader.same_context]
+        beside = [(reader.stream, reader.take_unread()) for reader in readers if reader.same_context]
         await self._feed_last(text, *beside)
         return partial(guided, text, guide)
 
-    def _follower(self, job: Job, follower: Follower) -> FollowerReader:
-        other = follower.model.session if follower.model is not None else job.session
+    def _auxiliary(self, job: Job, auxiliary: AuxiliaryStream) -> AuxiliaryReader:
+        other = auxiliary.model.session if auxiliary.model is not None else job.session
         same = other is job.session
         stream = job.session.streams.branch(job.streams[job.session].lease) if same else job.streams[other]
-        return FollowerReader(follower.name, other, stream, same_context=same)
+        return AuxiliaryReader(auxiliary.name, other, stream, same_context=same)
 
     async def _search(
         self, job: Job, request: Request, text: Text, search: Search

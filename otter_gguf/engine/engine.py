@@ -15,7 +15,7 @@ from ..context.turns import Turn, in_turn
 from ..errors import ConfigError, ContextFullError, EngineError, OtterError
 from ..steps import Float32
 from .begin import What, jobs_of, reading_job
-from .feeds import Feed, Heads, Part
+from .feeds import Feed, Part, Prefill
 from .job import Handle, Job, News
 from .request import Request
 
@@ -59,7 +59,7 @@ class Engine:
         Raises:
             ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks.
             ContextFullError: A prompt is longer than a text may be.
-            MismatchError: A reward model or a follower has another vocabulary.
+            MismatchError: A reward model or an expert has another vocabulary.
         """
         if not requests:
             raise ConfigError("the prompt is empty: give at least one")
@@ -263,49 +263,49 @@ class Engine:
             pools = [pool for job in jobs if (pool := job.other_pool) is not None]
             for pool in dict.fromkeys(pools):
                 asking = [job for job in jobs if job.other_pool is pool]
-                heads = [head for job in asking if (head := job.heads(pool)) is not None]
-                for head, error in self._feed_heads(pool, heads):
-                    head.error = error
+                prefills = [prefill for job in asking if (prefill := job.prefill(pool)) is not None]
+                for prefill, error in self._prefill(pool, prefills):
+                    prefill.error = error
                 self._feed(pool, [job for job in asking if job.feed(pool)])
                 active += [job for job in asking if job.can_go_on]
 
     def _feed_prompts(self, running: Sequence[Job]) -> None:
-        while heads := [head for job in running if (head := job.heads(self.streams)) is not None]:
-            before = sum(head.n_left for head in heads)
-            full = self._feed_heads(self.streams, heads)
+        while prefills := [prefill for job in running if (prefill := job.prefill(self.streams)) is not None]:
+            before = sum(prefill.n_left for prefill in prefills)
+            full = self._prefill(self.streams, prefills)
             self._advance([job for job in running if not job.has_told])
             if self._is_busy():
                 return  # the rest beside the next tokens of running texts
-            if full and sum(head.n_left for head in heads) == before:
+            if full and sum(prefill.n_left for prefill in prefills) == before:
                 if any(job.feed(self.streams) for job in running):
                     return  # texts that will end and make room
                 self._put_back(running, *full[-1])
 
-    def _put_back(self, running: Sequence[Job], head: Heads, error: ContextFullError) -> None:
+    def _put_back(self, running: Sequence[Job], prefill: Prefill, error: ContextFullError) -> None:
         """Several prompts hold what one of them needs: let the last one begin anew, when others are over. A single one
         will never have more room."""
-        (job,) = [job for job in running if job.heads(self.streams) is head]
+        (job,) = [job for job in running if job.prefill(self.streams) is prefill]
         if len([job for job in running if not job.is_over]) > 1:
             job.put_back()
             self._jobs.remove(job)
             self._waiting.appendleft(job)
         else:
-            head.error = error
+            prefill.error = error
             self._advance([job])
 
-    def _feed_heads(self, pool: StreamPool, heads: Sequence[Heads]) -> list[tuple[Heads, ContextFullError]]:
+    def _prefill(self, pool: StreamPool, prefills: Sequence[Prefill]) -> list[tuple[Prefill, ContextFullError]]:
         """At most ``n_ubatch`` tokens of them; all where no text is running beside them. Those for which the cache has
         no room."""
         room, full = pool.context.n_ubatch if self._is_busy() else None, []
-        for _, group in groupby(heads, key=lambda head: head.read):
+        for _, group in groupby(prefills, key=lambda prefill: prefill.read):
             together = list(group)
-            if _try_heads(pool, together, room) is None:
+            if _try_prefill(pool, together, room) is None:
                 continue
-            for head in together:  # one of them may have room
-                while (error := _try_heads(pool, [head], room)) is not None and pool.make_room():
+            for prefill in together:  # one of them may have room
+                while (error := _try_prefill(pool, [prefill], room)) is not None and pool.make_room():
                     pass
                 if error is not None:
-                    full.append((head, error))
+                    full.append((prefill, error))
         return full
 
     def _is_busy(self) -> bool:
@@ -367,29 +367,29 @@ class Engine:
         self._in_step = []
 
 
-def _try_heads(pool: StreamPool, heads: Sequence[Heads], room: int | None) -> ContextFullError | None:
+def _try_prefill(pool: StreamPool, prefills: Sequence[Prefill], room: int | None) -> ContextFullError | None:
     """Feed at most ``room`` tokens of the beginnings of texts, all where it is None. What was fed stays fed."""
     try:
-        if heads[0].read == "nothing":
-            _feed_heads(pool, heads, room)
+        if prefills[0].read == "nothing":
+            _prefill(pool, prefills, room)
         else:
-            for head in heads:
-                _read_head(pool, head, room)
+            for prefill in prefills:
+                _read_prefill(pool, prefill, room)
     except ContextFullError as error:
         return error
     return None
 
 
-def _read_head(pool: StreamPool, head: Heads, room: int | None) -> None:
-    ((stream, tokens),) = head.entries
-    count = len(tokens) if room is None or head.read == "log_probabilities" else room
-    head.answers.append(pool.read(stream, tokens[:count], log_probabilities=head.read == "log_probabilities"))
-    head.entries = [(stream, tokens[count:])]
+def _read_prefill(pool: StreamPool, prefill: Prefill, room: int | None) -> None:
+    ((stream, tokens),) = prefill.entries
+    count = len(tokens) if room is None or prefill.read == "log_probabilities" else room
+    prefill.answers.append(pool.read(stream, tokens[:count], log_probabilities=prefill.read == "log_probabilities"))
+    prefill.entries = [(stream, tokens[count:])]
 
 
-def _feed_heads(pool: StreamPool, heads: Sequence[Heads], room: int | None) -> None:
+def _prefill(pool: StreamPool, prefills: Sequence[Prefill], room: int | None) -> None:
     batch: list[tuple[Stream, Sequence[int]]] = []
-    for stream, tokens in (entry for head in heads for entry in head.entries):
+    for stream, tokens in (entry for prefill in prefills for entry in prefill.entries):
         count = len(tokens) if room is None else min(room, len(tokens))
         room = None if room is None else room - count
         batch.append((stream, tokens[:count]))
@@ -397,9 +397,9 @@ def _feed_heads(pool: StreamPool, heads: Sequence[Heads], room: int | None) -> N
     try:
         pool.feed([entry for entry in batch if entry[1]])
     finally:
-        for head in heads:
-            head.entries = [
-                (stream, tokens[len(stream.tokens) - before[id(stream)] :]) for stream, tokens in head.entries
+        for prefill in prefills:
+            prefill.entries = [
+                (stream, tokens[len(stream.tokens) - before[id(stream)] :]) for stream, tokens in prefill.entries
             ]
 
 

@@ -1,7 +1,7 @@
 """What texts ask of the engine: tokens to be fed.
 
-Each text is a coroutine. It awaits a :class:`Feed`, a :class:`Heads` or a :class:`Told`, and the engine resumes it when
-that has been done; what all texts want fed goes through one batch (:meth:`otter_gguf.engine.Engine.step`). The
+Each text is a coroutine. It awaits a :class:`Feed`, a :class:`Prefill` or a :class:`Told`, and the engine resumes it
+when that has been done; what all texts want fed goes through one batch (:meth:`otter_gguf.engine.Engine.step`). The
 ``async`` of these coroutines is no asyncio: no event loop is needed, and none is disturbed.
 """
 
@@ -55,7 +55,7 @@ class Feed:
 
 
 @dataclass(eq=False)
-class Heads:
+class Prefill:
     """The beginnings of texts, to be fed in pieces beside the running ones. No logits are computed.
 
     Awaiting it gives (n, n_rewards) of every token where ``read`` is "rewards", (n - 1,) ln p of each next token where
@@ -74,7 +74,7 @@ class Heads:
         """Tokens that are yet to be fed."""
         return sum(len(tokens) for _, tokens in self.entries)
 
-    def __await__(self) -> Generator[Heads, None, Float32]:
+    def __await__(self) -> Generator[Prefill, None, Float32]:
         if self.n_left:
             yield self
         if self.error is not None:
@@ -106,4 +106,4 @@ class Until:
             yield self
 
 
-Wish = Feed | Heads | Told | Until
+Wish = Feed | Prefill | Told | Until

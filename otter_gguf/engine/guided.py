@@ -12,7 +12,7 @@ from ..context.streams import Stream
 from ..guidance.base import Candidates, Policy, Signal
 from ..steps import Float32, Int32, Record
 from .feeds import Feed
-from .readers import FollowerReader, Reader, RewardReader
+from .readers import AuxiliaryReader, Reader, RewardReader
 from .text import Text
 
 _NOTHING = np.empty(0, np.float32)
@@ -27,7 +27,7 @@ class Guide:
     """Rewards of the model itself, where no reward model takes their place."""
     models: dict[tuple[str, ...], RewardReader | None] = field(default_factory=dict)
     """By the labels of their rewards; None for a reward model of which the policy reads nothing."""
-    followers: list[FollowerReader] = field(default_factory=list)
+    auxiliary_readers: list[AuxiliaryReader] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.labels = (*self.own_labels, *(label for labels in self.models for label in labels))
@@ -45,7 +45,7 @@ class Guide:
     @property
     def readers(self) -> list[Reader]:
         """All that read along."""
-        return [*self.followers, *self.reward_readers]
+        return [*self.auxiliary_readers, *self.reward_readers]
 
 
 async def guided(text: Text, guide: Guide) -> None:
@@ -55,9 +55,9 @@ async def guided(text: Text, guide: Guide) -> None:
     """
     policy, sampler, streams = guide.policy, text.sampler, text.session.streams
     while text.has_room() and _have_room(text, guide.readers):
-        # 1. The followers read what the text has grown by.
-        for follower in guide.followers:
-            if not await follower.read():
+        # 1. The auxiliary streams read what the text has grown by.
+        for auxiliary in guide.auxiliary_readers:
+            if not await auxiliary.read():
                 text.ended = "length"
                 return
         if guide.wants_scores and text.stream.row < 0:  # a head's scores are kept for the last batch alone
@@ -65,10 +65,10 @@ async def guided(text: Text, guide: Guide) -> None:
 
         # 2. The candidates, and what is known of them without feeding anything.
         state, top = text.state(), text.top()
-        guides = policy.guides(state)
+        applies = policy.applies_to(state)
         logits = text.logits()
         count = min(policy.n_candidates, len(logits))
-        tokens, values = sampler.candidates(logits, count, policy.bonus(state) if guides else None)
+        tokens, values = sampler.candidates(logits, count, policy.bonus(state) if applies else None)
         logprobs = top.chosen(tokens) if top else None
         candidates = Candidates(
             tokens=tokens,
@@ -76,15 +76,15 @@ async def guided(text: Text, guide: Guide) -> None:
             labels=guide.labels,
             rewards=np.full((len(tokens), 0), np.nan, np.float32),
             vocabulary=state.vocabulary_scores(policy.vocabulary_head(), tokens)
-            if guides and guide.wants_scores
+            if applies and guide.wants_scores
             else _NOTHING,
-            followers={reader.name: reader.logits(tokens) for reader in guide.followers} if guides else {},
+            auxiliary={reader.name: reader.logits(tokens) for reader in guide.auxiliary_readers} if applies else {},
             state=state,
         )
 
         # 3. Their rewards, where the policy asks for them: the candidates are fed, a sequence each.
         fed: Feed | None = None
-        asks = guides and guide.wants_rewards
+        asks = applies and guide.wants_rewards
         if asks:
             state.logits = state.logits.copy()  # the batch overwrites the view before scores are asked for
             fed = Feed(streams, [text.next(tokens)], candidates=True) if guide.reads_own else None
@@ -95,7 +95,7 @@ async def guided(text: Text, guide: Guide) -> None:
             candidates = replace(candidates, rewards=rewards)
 
         # 4. The choice, by llama.cpp's samplers.
-        scores = policy.scores(candidates) if guides else candidates.logits
+        scores = policy.scores(candidates) if applies else candidates.logits
         winner = sampler.choose(tokens, np.asarray(scores, np.float32))
         token = int(tokens[winner])
         if text.ends_with(token):
@@ -114,16 +114,16 @@ async def guided(text: Text, guide: Guide) -> None:
             beside: list[tuple[Stream, Int32]] = []
         else:
             row = tokens[winner : winner + 1]
-            beside = [(reader.stream, row) for reader in guide.followers if reader.same_context]
+            beside = [(reader.stream, row) for reader in guide.auxiliary_readers if reader.same_context]
             if not await text.append(token, *beside):
                 return
-        for follower in guide.followers:
-            if not (beside and follower.same_context):
-                follower.accept(token)
+        for auxiliary in guide.auxiliary_readers:
+            if not (beside and auxiliary.same_context):
+                auxiliary.accept(token)
 
         # 6. What happened is told.
-        records = [_record(text, guides, candidates, scores, winner, policy)] if text.request.step_records else []
-        chosen = top.of(float(logprobs[winner])) if top is not None and logprobs is not None else None
+        records = [_record(text, applies, candidates, scores, winner, policy)] if text.request.step_records else []
+        chosen = top.logprobs_for(float(logprobs[winner])) if top is not None and logprobs is not None else None
         await text.tell(token, chosen, records)
 
 
@@ -164,12 +164,12 @@ async def _read_again(text: Text) -> None:
     await text.append(token)
 
 
-def _record(text: Text, guides: bool, candidates: Candidates, scores: Float32, winner: int, policy: Policy) -> Record:
+def _record(text: Text, applies: bool, candidates: Candidates, scores: Float32, winner: int, policy: Policy) -> Record:
     """The step in plain JSON types; see ``docs/guidance.md``."""
     record: Record = {
         "kind": "token",
         "step": len(text.tokens),
-        "guided": guides,
+        "guided": applies,
         "token": int(candidates.tokens[winner]),
         "candidates": candidates.tokens.tolist(),
         "logits": candidates.logits.tolist(),
@@ -180,8 +180,8 @@ def _record(text: Text, guides: bool, candidates: Candidates, scores: Float32, w
         record |= {"labels": list(candidates.labels), "rewards": [_json_row(row) for row in candidates.rewards]}
     if len(candidates.vocabulary):
         record["vocabulary"] = candidates.vocabulary.tolist()
-    if candidates.followers:
-        record["followers"] = {name: _json_row(logits) for name, logits in candidates.followers.items()}
+    if candidates.auxiliary:
+        record["auxiliary"] = {name: _json_row(logits) for name, logits in candidates.auxiliary.items()}
     return record | policy.note(candidates)
 
 

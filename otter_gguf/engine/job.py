@@ -11,7 +11,7 @@ from ..context.session import Session
 from ..context.streams import Stream, StreamPool
 from ..errors import ConfigError
 from ..steps import Event, Float32, Piece
-from .feeds import Feed, Heads, Told, Until, Wish
+from .feeds import Feed, Prefill, Told, Until, Wish
 from .request import Request
 
 
@@ -107,14 +107,14 @@ class Job:
         """The next tokens that it wants fed to this context."""
         return self.wish if isinstance(self.wish, Feed) and self.wish.pool is pool else None
 
-    def heads(self, pool: StreamPool) -> Heads | None:
+    def prefill(self, pool: StreamPool) -> Prefill | None:
         """What is left of the beginnings that it wants fed to this context."""
-        return self.wish if isinstance(self.wish, Heads) and self.wish.pool is pool else None
+        return self.wish if isinstance(self.wish, Prefill) and self.wish.pool is pool else None
 
     @property
     def other_pool(self) -> StreamPool | None:
         """Of the other model's context in which it wants something fed."""
-        if isinstance(self.wish, (Feed, Heads)) and self.wish.pool is not self.session.streams:
+        if isinstance(self.wish, (Feed, Prefill)) and self.wish.pool is not self.session.streams:
             return self.wish.pool
         return None
 
@@ -123,7 +123,7 @@ class Job:
         """Whether nothing that it wants is left to be done."""
         if self.is_over:
             return False
-        if isinstance(self.wish, Heads):
+        if isinstance(self.wish, Prefill):
             return self.wish.n_left == 0 or self.wish.error is not None
         return self.wish is None or isinstance(self.wish, Told) or (isinstance(self.wish, Until) and self.wish.is_so())
 

@@ -1,4 +1,4 @@
-"""What reads along with a text: reward models, and the followers of policies, each in a stream of its own."""
+"""What reads along with a text: reward models, and the auxiliary streams of policies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..context.session import Session
 from ..context.streams import Stream
 from ..errors import ConfigError, ContextFullError
 from ..steps import Float32, Int32
-from .feeds import Feed, Heads, Part
+from .feeds import Feed, Part, Prefill
 
 
 class Reader:
@@ -36,14 +36,14 @@ class Reader:
 
     async def begin(self, prompt: Sequence[int]) -> None:
         """Read the prompt."""
-        await Heads(self.session.streams, [(self.stream, prompt[:-1])])
+        await Prefill(self.session.streams, [(self.stream, prompt[:-1])])
         self.unread = [prompt[-1]]
 
     async def catch_up(self, *, but: int) -> bool:
         """Read all but so many of the unread tokens. False: the cache has no room."""
         count = max(0, len(self.unread) - but)
         try:
-            await Heads(self.session.streams, [(self.stream, self.unread[:count])])
+            await Prefill(self.session.streams, [(self.stream, self.unread[:count])])
         except ContextFullError:
             return False
         del self.unread[:count]
@@ -60,8 +60,8 @@ class Reader:
         return part.rewards is not None
 
 
-class FollowerReader(Reader):
-    """Reads for a policy's follower: its logits are wanted."""
+class AuxiliaryReader(Reader):
+    """Reads an auxiliary stream, of which the logits are wanted."""
 
     def __init__(self, name: str, session: Session, stream: Stream, *, same_context: bool) -> None:
         super().__init__(session, stream)

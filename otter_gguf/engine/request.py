@@ -77,7 +77,7 @@ def sequences_needed(guidance: Guidance | None, n_texts: int = 1) -> int:
     if isinstance(guidance, Search):
         return max(n_texts, guidance.n_sequences)
     siblings = guidance.n_candidates if Signal.VALUE in guidance.signal() else 1
-    beside = sum(follower.model is None for follower in guidance.followers())
+    beside = sum(auxiliary.model is None for auxiliary in guidance.auxiliary_streams())
     return n_texts * (siblings + beside)
 
 

@@ -19,17 +19,17 @@ from ..context.streams import Stream
 from ..errors import ContextFullError, EngineError
 from ..guidance.base import State, pick_reward
 from ..guidance.ensemble import Ensemble
-from ..guidance.search import Branch, Mark
+from ..guidance.search import Branch, Snapshot
 from ..steps import Event, FinishReason, Float32, Int32, Logprobs, Piece, Record, Step
 from ..text import TextStream
-from .feeds import Feed, Heads, Part, Told
+from .feeds import Feed, Part, Prefill, Told
 from .pieces import PieceMaker
 from .readers import labels_by_name
 from .text import Text
 
 
 @dataclass(eq=False)
-class _Mark:
+class _Snapshot:
     """A branch as it was."""
 
     n_tokens: int
@@ -80,7 +80,7 @@ class BranchReader:
         if unread:
             part = Part([(stream, np.asarray(unread[-1:], np.int32))])
             with suppress(ContextFullError):
-                await Heads(self.streams, [(stream, unread[:-1])])
+                await Prefill(self.streams, [(stream, unread[:-1])])
                 await Feed(self.streams, [part])
             if part.rewards is None:
                 raise ContextFullError(
@@ -123,7 +123,6 @@ class Workspace:
     # ---- branches ----------------------------------------------------------------------------------------------
 
     def fork(self, branch: Branch, count: int) -> list[Branch]:
-        """See the contract."""
         source = _text(branch)
         branches: list[Branch] = [source]
         for _ in range(count - 1):
@@ -138,35 +137,34 @@ class Workspace:
         return branches
 
     def drop(self, branch: Branch) -> None:
-        """See the contract."""
         text = _text(branch)
         for reader in self._readers:
             reader.drop(text)
         del self._places[id(text)]
         self.streams.close(text.stream)
 
-    def mark(self, branch: Branch) -> Mark:
-        """See the contract."""
+    def snapshot(self, branch: Branch) -> Snapshot:
         text = _text(branch)
         stream, history = text.stream, text.sampler.save()
-        return _Mark(len(text.tokens), len(stream.tokens), stream.logits.copy(), stream.rewards, history, text.ended)
+        return _Snapshot(
+            len(text.tokens), len(stream.tokens), stream.logits.copy(), stream.rewards, history, text.ended
+        )
 
-    async def rewind(self, branch: Branch, mark: Mark) -> None:
-        """See the contract."""
+    async def rewind(self, branch: Branch, snapshot: Snapshot) -> None:
         text = _text(branch)
-        assert isinstance(mark, _Mark)
+        assert isinstance(snapshot, _Snapshot)
         if text.stream in self.streams.live:
-            self.streams.truncate(text.stream, mark.n_cells)
+            self.streams.truncate(text.stream, snapshot.n_cells)
         else:  # the branch had ended for want of room, and its cells were given to others
             text.stream = self.streams.branch(text.stream.lease)
-            await Heads(self.streams, [(text.stream, [*self.request.prompt, *text.tokens][: mark.n_cells])])
-        text.stream.logits, text.stream.row, text.stream.rewards = mark.logits, -1, mark.reward
-        text.sampler.restore(mark.history)
+            await Prefill(self.streams, [(text.stream, [*self.request.prompt, *text.tokens][: snapshot.n_cells])])
+        text.stream.logits, text.stream.row, text.stream.rewards = snapshot.logits, -1, snapshot.reward
+        text.sampler.restore(snapshot.history)
         for trail in (text.tokens, text.rewards, self._places[id(text)]):
-            del trail[mark.n_tokens :]
-        text.watch, text.ended = self._watch(text.tokens), mark.ended
+            del trail[snapshot.n_tokens :]
+        text.watch, text.ended = self._watch(text.tokens), snapshot.ended
         for reader in self._readers:
-            reader.rewind(text, mark.n_tokens)
+            reader.rewind(text, snapshot.n_tokens)
 
     def _watch(self, tokens: Sequence[int]) -> TextStream:
         watch = TextStream(self.request.stop)
@@ -182,7 +180,6 @@ class Workspace:
         n_tokens: int | None = None,
         until: Callable[[Branch, State], bool] | None = None,
     ) -> None:
-        """See the contract."""
         limits = {id(branch): None if n_tokens is None else len(branch.tokens) + n_tokens for branch in branches}
         growing = [_text(branch) for branch in branches]
         while growing := [text for text in growing if self._goes_on(text, limits[id(text)])]:
@@ -199,7 +196,6 @@ class Workspace:
         return text.has_room() and (limit is None or len(text.tokens) < limit)
 
     async def append(self, branches: Sequence[Branch], tokens: Sequence[int]) -> None:
-        """See the contract."""
         texts = [_text(branch) for branch in branches]
         for text, token in zip(texts, tokens, strict=True):
             text.sampler.accept(token)
@@ -217,35 +213,29 @@ class Workspace:
                 text.ended = "length"
             else:
                 self._places[id(text)].append(place)
-                text.took(token)
+                text.on_token(token)
 
     # ---- looking -----------------------------------------------------------------------------------------------
 
     def state(self, branch: Branch) -> State:
-        """See the contract."""
         text = _text(branch)
         return State(text.stream.logits, text.stream.rewards, len(text.tokens))
 
     def candidates(self, branch: Branch, count: int) -> tuple[Int32, Float32]:
-        """See the contract."""
         text = _text(branch)
         logits = text.logits()
         return text.sampler.candidates(logits, min(count, len(logits)))
 
     def choose(self, branch: Branch, tokens: Int32, scores: Float32) -> int:
-        """See the contract."""
         return _text(branch).sampler.choose(tokens, scores)
 
     def end(self, branch: Branch, reason: FinishReason) -> None:
-        """See the contract."""
         branch.ended = reason
 
     def is_end(self, token: int) -> bool:
-        """See the contract."""
         return self.session.model.is_eog(token)
 
     async def reward(self, branch: Branch, label: str | Ensemble | None = None) -> float:
-        """See the contract."""
         text = _text(branch)
         own = text.rewards[-1] if text.rewards else self._prompt_reward
         parts = [own[: len(self.own_labels)]]
@@ -259,7 +249,6 @@ class Workspace:
     # ---- results -----------------------------------------------------------------------------------------------
 
     async def give(self, branch: Branch, begin: int = 0, end: int | None = None) -> None:
-        """See the contract."""
         text, told = _text(branch), []
         places = self._places[id(text)]
         for index in range(begin, len(text.tokens) if end is None else end):
@@ -279,7 +268,6 @@ class Workspace:
         return self._given.finish(self.root.ended or "length", self.records)
 
     def record(self, kind: str, **entries: Any) -> None:
-        """See the contract."""
         if self.request.step_records:
             self.records.append({"kind": kind, **entries})
 

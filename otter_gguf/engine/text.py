@@ -79,7 +79,7 @@ class Text:
     def logprobs(self, token: int) -> Logprobs | None:
         """Of a token that is to follow the text, if asked for; before the next batch overwrites the logits."""
         top = self.top()
-        return None if top is None else top.of(float(top.chosen(np.asarray([token], np.int32))[0]))
+        return None if top is None else top.logprobs_for(float(top.chosen(np.asarray([token], np.int32))[0]))
 
     def state(self) -> State:
         """What can be known before the next token is fed, vocabulary heads included."""
@@ -104,7 +104,7 @@ class Text:
             self.ended = "length"
         return part.rewards is not None
 
-    def took(self, token: int) -> str:
+    def on_token(self, token: int) -> str:
         """A token has become part of the text and stands in its stream; the text that is certain now."""
         self.tokens.append(token)
         self.rewards.append(self.stream.rewards)
@@ -119,7 +119,7 @@ class Text:
     async def tell(self, token: int, logprobs: Logprobs | None, records: Sequence[Record]) -> None:
         """A token has become part of the text: say so."""
         offset = self.watch.decoded
-        certain = self.took(token)
+        certain = self.on_token(token)
         event = Event(Step(token, self.stream.rewards), logprobs, tuple(records))
         await Told([(event, self.pieces.push(event, offset, certain))])
 
@@ -128,7 +128,7 @@ class Text:
 
 
 class Top:
-    """The most likely tokens of a step, and a copy of nothing but what :meth:`of` needs."""
+    """The most likely tokens of a step, and a copy of nothing but what :meth:`logprobs_for` needs."""
 
     def __init__(self, logits: Float32, count: int) -> None:
         self._log_sum_exp = _native.log_sum_exp(logits)
@@ -141,7 +141,7 @@ class Top:
         result: Float32 = self._view[tokens] - np.float32(self._log_sum_exp)
         return result
 
-    def of(self, logprob: float) -> Logprobs:
+    def logprobs_for(self, logprob: float) -> Logprobs:
         """The place's log-probabilities, once the choice is made."""
         return Logprobs(logprob, self._tokens.tolist(), (self._logits - self._log_sum_exp).tolist())
 

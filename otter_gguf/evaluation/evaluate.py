@@ -195,7 +195,7 @@ def _without_candidates(guidance: Policy | Search | None) -> int:
     """Sequences of a base whose candidates another model reads."""
     if isinstance(guidance, Search):
         return guidance.n_sequences
-    return 1 + sum(follower.model is None for follower in guidance.followers()) if guidance is not None else 1
+    return 1 + sum(auxiliary.model is None for auxiliary in guidance.auxiliary_streams()) if guidance is not None else 1
 
 
 def _memory(engine: Engine, arm: Arm) -> Memory:

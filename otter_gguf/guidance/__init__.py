@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .args import ARGS, PARGS
-    from .base import Candidates, Capabilities, Follower, Policy, Signal, State
+    from .base import AuxiliaryStream, Candidates, Capabilities, Policy, Signal, State
     from .best_of_n import BestOfN
     from .cards import CARDS
     from .chunk_beam import ChunkBeam
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .ensemble import Ensemble
     from .gated import Gated
     from .rad import RAD
-    from .search import Branch, Mark, Search, Workspace
+    from .search import Branch, Search, Snapshot, Workspace
     from .speculative_rejection import SpeculativeRejection
     from .threshold import Threshold
     from .vocabulary import Vocabulary
@@ -36,9 +36,9 @@ _HOME = {
     "Contrast": "contrast",
     "DExperts": "dexperts",
     "Ensemble": "ensemble",
-    "Follower": "base",
+    "AuxiliaryStream": "base",
     "Gated": "gated",
-    "Mark": "search",
+    "Snapshot": "search",
     "Capabilities": "base",
     "Policy": "base",
     "Search": "search",
@@ -55,6 +55,7 @@ __all__ = [
     "CARDS",
     "PARGS",
     "RAD",
+    "AuxiliaryStream",
     "BestOfN",
     "Branch",
     "Candidates",
@@ -63,12 +64,11 @@ __all__ = [
     "Contrast",
     "DExperts",
     "Ensemble",
-    "Follower",
     "Gated",
-    "Mark",
     "Policy",
     "Search",
     "Signal",
+    "Snapshot",
     "SpeculativeRejection",
     "State",
     "Threshold",

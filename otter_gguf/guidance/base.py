@@ -50,11 +50,11 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class Follower:
+class AuxiliaryStream:
     """A second reading of the text, whose logits a policy compares with the base's."""
 
     name: str
-    """Its key in :attr:`Candidates.followers`."""
+    """Its key in :attr:`Candidates.auxiliary`."""
     model: LanguageModel | None = None
     """Another model of the same vocabulary; None = the model itself, after another prompt."""
     prompt: Callable[[list[int]], list[int]] | None = None
@@ -119,8 +119,8 @@ class Candidates:
     """(k, n_rewards) rewards of the text with the candidate; (k, 0) without :attr:`Signal.VALUE`."""
     vocabulary: Float32 = field(default_factory=_no_scores)
     """(k,) scores by the policy's vocabulary head, in units of its reward; (0,) without :attr:`Signal.VOCABULARY`."""
-    followers: Mapping[str, Float32] = field(default_factory=dict)
-    """(k,) logits of the candidates for each of the policy's followers."""
+    auxiliary: Mapping[str, Float32] = field(default_factory=dict)
+    """(k,) logits of the candidates for each of the policy's auxiliary streams."""
     state: State | None = None
     """The text before the step."""
 
@@ -161,11 +161,11 @@ class Policy(ABC):
         none."""
         return self
 
-    def followers(self) -> Sequence[Follower]:
+    def auxiliary_streams(self) -> Sequence[AuxiliaryStream]:
         """Further readings of the text."""
         return ()
 
-    def guides(self, state: State) -> bool:
+    def applies_to(self, state: State) -> bool:
         """Whether this step is guided; else the choice is by the candidates' logits, and only the winner is fed."""
         return True
 

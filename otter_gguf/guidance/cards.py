@@ -112,7 +112,7 @@ class _Segment:
         self.rule, self.work, self.branch = rule, work, branch
         self.prompt_reward = prompt_reward
         self.begin = len(branch.tokens)
-        self.mark = work.mark(branch)
+        self.snapshot = work.snapshot(branch)
         self.candidates: list[list[int]] = []
         self.rewards: list[float] = []
         self.thresholds: list[float] = []
@@ -125,7 +125,7 @@ class _Segment:
         if self.branch.ended == "length" and not self.candidates[0]:
             return  # there was no room for a token: nothing to judge
         while not accepted and len(self.candidates) <= self.rule.max_tries:
-            await self.work.rewind(self.branch, self.mark)
+            await self.work.rewind(self.branch, self.snapshot)
             accepted = await self._draw()
         last = len(self.candidates) - 1
         choice = last if accepted else int(np.argmax(self.rewards))
@@ -165,7 +165,7 @@ class _Segment:
         Feeding it once more adds 1 / (max_tries + 1) to the cost of a segment that spends all tries, and to no other. A
         second sequence that keeps the best draw would save that, but its cells would take room from the draws.
         """
-        await self.work.rewind(self.branch, self.mark)
+        await self.work.rewind(self.branch, self.snapshot)
         for token in self.candidates[choice]:
             await self.work.append([self.branch], [token])
         reason = self.reasons[choice]

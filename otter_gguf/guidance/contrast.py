@@ -10,7 +10,7 @@ import numpy as np
 from .._numbers import shown
 from ..errors import ConfigError
 from ..steps import Float32
-from .base import Candidates, Capabilities, Follower, Policy, Signal, check_at_least, check_finite
+from .base import AuxiliaryStream, Candidates, Capabilities, Policy, Signal, check_at_least, check_finite
 
 _OTHER = "other"
 
@@ -74,15 +74,15 @@ class Contrast(Policy):
         """No reward: the other logits are enough."""
         return Signal.NONE
 
-    def followers(self) -> Sequence[Follower]:
+    def auxiliary_streams(self) -> Sequence[AuxiliaryStream]:
         """The continuation after the other prompt."""
-        return (Follower(_OTHER, prompt=self._other_prompt),)
+        return (AuxiliaryStream(_OTHER, prompt=self._other_prompt),)
 
     def scores(self, candidates: Candidates) -> Float32:
         """(k,) logit + weight * (logit - other logit). The difference is of the model's own logits, so that logit bias
         and penalties count once."""
         assert candidates.state is not None
-        difference = candidates.state.logits[candidates.tokens] - candidates.followers[_OTHER]
+        difference = candidates.state.logits[candidates.tokens] - candidates.auxiliary[_OTHER]
         scores: Float32 = candidates.logits + np.float32(self.weight) * difference
         return scores
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, MismatchError
 from ..steps import Float32
-from .base import Candidates, Capabilities, Follower, Policy, Signal, check_at_least, check_finite
+from .base import AuxiliaryStream, Candidates, Capabilities, Policy, Signal, check_at_least, check_finite
 
 if TYPE_CHECKING:
     from ..context.session import LanguageModel
@@ -56,11 +56,11 @@ class DExperts(Policy):
 
     def check(self, capabilities: Capabilities) -> None:
         """The experts' vocabularies must be as large as the model's. ``MismatchError`` if one is not."""
-        for follower in self.followers():
-            size = follower.model.session.n_vocab if follower.model else capabilities.n_vocab
+        for auxiliary in self.auxiliary_streams():
+            size = auxiliary.model.session.n_vocab if auxiliary.model else capabilities.n_vocab
             if size != capabilities.n_vocab:
                 raise MismatchError(
-                    f"DExperts: the {follower.name} has a vocabulary of {size} tokens, the model one of "
+                    f"DExperts: the {auxiliary.name} has a vocabulary of {size} tokens, the model one of "
                     f"{capabilities.n_vocab}: give models of one vocabulary"
                 )
 
@@ -73,17 +73,17 @@ class DExperts(Policy):
         """No reward: the experts' logits are enough."""
         return Signal.NONE
 
-    def followers(self) -> Sequence[Follower]:
+    def auxiliary_streams(self) -> Sequence[AuxiliaryStream]:
         """The experts that there are."""
         models = ((name, getattr(self, name)) for name in _ROLES)
-        return tuple(Follower(name, model=model) for name, model in models if model is not None)
+        return tuple(AuxiliaryStream(name, model=model) for name, model in models if model is not None)
 
     def scores(self, candidates: Candidates) -> Float32:
         """(k,) logit + weight * (expert's - antiexpert's), -inf outside the nucleus. The difference is of the models'
         own logits, so that logit bias and penalties count once."""
         assert candidates.state is not None
         base = candidates.state.logits[candidates.tokens]
-        plus, minus = (candidates.followers.get(name, base) for name in _ROLES)
+        plus, minus = (candidates.auxiliary.get(name, base) for name in _ROLES)
         scores: Float32 = candidates.logits + np.float32(self.weight) * (plus - minus)
         kept = _nucleus(candidates.logits - np.float32(candidates.state.log_sum_exp), self.top_p)
         scores[~kept] = -np.inf

@@ -10,7 +10,7 @@ from .. import _native
 from .._numbers import shown
 from ..errors import ConfigError
 from ..steps import Float32
-from .base import Candidates, Capabilities, Follower, Policy, Signal, State, check_at_least, check_finite
+from .base import AuxiliaryStream, Candidates, Capabilities, Policy, Signal, State, check_at_least, check_finite
 
 Support = Literal["vocabulary", "candidates"]
 
@@ -55,13 +55,13 @@ class Gated(Policy):
         check_at_least(self, 1, n_candidates=self.policy.n_candidates)
         object.__setattr__(self, "n_candidates", self.policy.n_candidates)
 
-    def guides(self, state: State) -> bool:
+    def applies_to(self, state: State) -> bool:
         """Whether the base is unsure enough (and the policy itself wants to guide)."""
         if self.entropy is not None and not self._entropy(state) >= self.entropy:
             return False
         if self.probability is not None and not state.top_probability < self.probability:
             return False
-        return self.policy.guides(state)
+        return self.policy.applies_to(state)
 
     def _entropy(self, state: State) -> float:
         """In nats."""
@@ -95,9 +95,9 @@ class Gated(Policy):
         """The gate around the policy with its texts in tokens."""
         return replace(self, policy=self.policy.with_tokens(tokenize))
 
-    def followers(self) -> Sequence[Follower]:
+    def auxiliary_streams(self) -> Sequence[AuxiliaryStream]:
         """The policy's."""
-        return self.policy.followers()
+        return self.policy.auxiliary_streams()
 
     def bonus(self, state: State) -> Float32 | None:
         """The policy's."""

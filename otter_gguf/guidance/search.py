@@ -29,7 +29,7 @@ class Branch(Protocol):
     """Why it goes no further: end of text or a stop string ("stop"), no room or ``max_tokens`` ("length")."""
 
 
-class Mark(Protocol):
+class Snapshot(Protocol):
     """A place to which a branch can be taken back."""
 
 
@@ -80,11 +80,11 @@ class Workspace(Protocol):
     def is_end(self, token: int) -> bool:
         """Whether a token ends the text."""
 
-    def mark(self, branch: Branch) -> Mark:
+    def snapshot(self, branch: Branch) -> Snapshot:
         """Remember the branch as it is."""
 
-    async def rewind(self, branch: Branch, mark: Mark) -> None:
-        """Take a branch back to a mark; draws go on, so that it continues otherwise."""
+    async def rewind(self, branch: Branch, snapshot: Snapshot) -> None:
+        """Take a branch back to a snapshot; draws go on, so that it continues otherwise."""
 
     async def reward(self, branch: Branch, label: str | Ensemble | None = None) -> float:
         """The reward of prompt and continuation; a reward model is fed what it has not read of them. ``EngineError`` if

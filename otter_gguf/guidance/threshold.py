@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..steps import Float32, Int32
 from .base import Capabilities, check_at_least, check_finite, check_reward
 from .ensemble import Ensemble
-from .search import Branch, Mark, Search, Workspace
+from .search import Branch, Search, Snapshot, Workspace
 
 Action = Literal["stop", "resample", "replace"]
 
@@ -90,10 +90,10 @@ class Threshold(Search):
         root = branch = work.root
         while branch.ended is None:
             begin = len(branch.tokens)
-            mark = work.mark(branch)
+            snapshot = work.snapshot(branch)
             await work.grow([branch], 1)
             if len(branch.tokens) > begin and not await self._passes(work, branch):
-                branch = await _Refusal(self, work, branch, mark).settle()
+                branch = await _Refusal(self, work, branch, snapshot).resolve()
             await work.give(branch, begin)
         root.ended = branch.ended
 
@@ -104,15 +104,15 @@ class Threshold(Search):
 class _Refusal:
     """One place at which the drawn token was refused."""
 
-    def __init__(self, rule: Threshold, work: Workspace, branch: Branch, mark: Mark) -> None:
-        self.rule, self.work, self.branch, self.mark = rule, work, branch, mark
+    def __init__(self, rule: Threshold, work: Workspace, branch: Branch, snapshot: Snapshot) -> None:
+        self.rule, self.work, self.branch, self.snapshot = rule, work, branch, snapshot
         self.tokens = [branch.tokens[-1]]
         self.rewards: list[float] = []
 
-    async def settle(self) -> Branch:
+    async def resolve(self) -> Branch:
         """Do what the rule says; the branch that goes on, or has ended."""
         self.rewards = [await self.work.reward(self.branch, self.rule.label)]
-        await self.work.rewind(self.branch, self.mark)
+        await self.work.rewind(self.branch, self.snapshot)
         step = len(self.branch.tokens)
         choice: int | None = None
         if self.rule.action == "resample":
@@ -138,7 +138,7 @@ class _Refusal:
                 return None
             if self.rewards[-1] >= self.rule.limit:
                 return len(self.tokens) - 1
-            await self.work.rewind(self.branch, self.mark)
+            await self.work.rewind(self.branch, self.snapshot)
         return None
 
     async def _replace(self) -> int | None:
@@ -156,7 +156,7 @@ class _Refusal:
             if branch is not winner:
                 self.work.drop(branch)
         if not passes:
-            await self.work.rewind(self.branch, self.mark)
+            await self.work.rewind(self.branch, self.snapshot)
         self.branch = winner
         return first + best if passes else None
 

@@ -146,9 +146,9 @@ def entropy(logits: Float64) -> float:
 
 
 def write(
-    text: Text, rule: Rule, n_tokens: int, temperature: float, seed: int, followers: Sequence[Text] = ()
+    text: Text, rule: Rule, n_tokens: int, temperature: float, seed: int, auxiliary: Sequence[Text] = ()
 ) -> list[int]:
-    """Tokens chosen by a rule, until the end of text. Followers read them too."""
+    """Tokens chosen by a rule, until the end of text. Auxiliary texts read them too."""
     draws, written = Draws(seed), []
     for _ in range(n_tokens):
         tokens, scores = rule(text)
@@ -156,7 +156,7 @@ def write(
         if token == END:
             break
         written.append(token)
-        for reader in (text, *followers):
+        for reader in (text, *auxiliary):
             reader.append(token)
     return written
 

@@ -129,10 +129,10 @@ def bytes_after_begin(text: str) -> list[int]:
 
 def other_prompt(policy: Contrast, tokens: list[int]) -> list[int]:
     bound = policy.with_tokens(bytes_after_begin)
-    (follower,) = bound.followers()
-    assert follower.model is None
-    assert follower.prompt is not None
-    return follower.prompt(tokens)
+    (auxiliary,) = bound.auxiliary_streams()
+    assert auxiliary.model is None
+    assert auxiliary.prompt is not None
+    return auxiliary.prompt(tokens)
 
 
 def test_other_prompts() -> None:
@@ -159,7 +159,7 @@ def test_scores_weigh_the_models_own_logits() -> None:
     step = Candidates(
         np.asarray([1, 2], np.int32),
         np.asarray([7.0, 2.0], np.float32),
-        followers={"other": np.asarray([1.0, 4.0], np.float32)},
+        auxiliary={"other": np.asarray([1.0, 4.0], np.float32)},
         state=state,
     )
     np.testing.assert_array_equal(Contrast([1], weight=0.5).scores(step), [8.0, 1.0])

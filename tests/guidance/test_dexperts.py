@@ -113,13 +113,13 @@ def test_weight_zero_is_plain_decoding(llm: Otter, expert: Otter) -> None:
 PROBABILITIES = np.asarray([0.5, 0.25, 0.15, 0.1])
 
 
-def step(followers: dict[str, list[float]], bias: float = 0.0) -> Candidates:
+def step(auxiliary: dict[str, list[float]], bias: float = 0.0) -> Candidates:
     """All four tokens, best first; ``bias`` on the first."""
     logits = np.log(PROBABILITIES).astype(np.float32) + 7
     biased = logits + np.asarray([bias, 0, 0, 0], np.float32)
-    given = {name: np.asarray(values, np.float32) for name, values in followers.items()}
+    given = {name: np.asarray(values, np.float32) for name, values in auxiliary.items()}
     state = State(logits, np.empty(0, np.float32), 0)
-    return Candidates(np.arange(4, dtype=np.int32), biased, followers=given, state=state)
+    return Candidates(np.arange(4, dtype=np.int32), biased, auxiliary=given, state=state)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_a_logit_bias_counts_once_and_may_fill_the_nucleus(llm: Otter) -> None:
 def test_what_is_asked_for(llm: Otter, expert: Otter) -> None:
     policy = DExperts(expert, llm)
     assert (policy.signal(), policy.reads(("reward",)), policy.is_noop) == (Signal.NONE, (), False)
-    assert [(f.name, f.model) for f in policy.followers()] == [("expert", expert), ("antiexpert", llm)]
-    assert [f.name for f in DExperts(antiexpert=llm).followers()] == ["antiexpert"]
+    assert [(f.name, f.model) for f in policy.auxiliary_streams()] == [("expert", expert), ("antiexpert", llm)]
+    assert [f.name for f in DExperts(antiexpert=llm).auxiliary_streams()] == ["antiexpert"]
     assert DExperts(expert, weight=0).is_noop
 
 

@@ -167,22 +167,22 @@ def state(probabilities: list[float]) -> State:
 
 def test_when_it_opens() -> None:
     unsure, sure = state([0.25] * 4), state([0.97, 0.01, 0.01, 0.01])
-    assert Gated(ARGS(), entropy=1.38).guides(unsure)
-    assert not Gated(ARGS(), entropy=1.39).guides(unsure)
-    assert not Gated(ARGS(), entropy=1.0).guides(sure)
-    assert Gated(ARGS(), probability=0.26).guides(unsure)
-    assert not Gated(ARGS(), probability=0.25).guides(unsure)
-    assert not Gated(ARGS(), entropy=0.0, probability=0.5).guides(sure)
+    assert Gated(ARGS(), entropy=1.38).applies_to(unsure)
+    assert not Gated(ARGS(), entropy=1.39).applies_to(unsure)
+    assert not Gated(ARGS(), entropy=1.0).applies_to(sure)
+    assert Gated(ARGS(), probability=0.26).applies_to(unsure)
+    assert not Gated(ARGS(), probability=0.25).applies_to(unsure)
+    assert not Gated(ARGS(), entropy=0.0, probability=0.5).applies_to(sure)
     # two candidates of the four: ln 2
-    assert Gated(ARGS(n_candidates=2), entropy=0.69, support="candidates").guides(unsure)
-    assert not Gated(ARGS(n_candidates=2), entropy=0.70, support="candidates").guides(unsure)
-    assert Gated(ARGS(n_candidates=9), entropy=1.38, support="candidates").guides(unsure)
+    assert Gated(ARGS(n_candidates=2), entropy=0.69, support="candidates").applies_to(unsure)
+    assert not Gated(ARGS(n_candidates=2), entropy=0.70, support="candidates").applies_to(unsure)
+    assert Gated(ARGS(n_candidates=9), entropy=1.38, support="candidates").applies_to(unsure)
 
 
 def test_gates_in_a_row_must_all_open() -> None:
     inner = Gated(ARGS(), probability=0.3)
-    assert Gated(inner, entropy=1.0).guides(state([0.25] * 4))
-    assert not Gated(inner, entropy=1.0).guides(state([0.4, 0.3, 0.2, 0.1]))
+    assert Gated(inner, entropy=1.0).applies_to(state([0.25] * 4))
+    assert not Gated(inner, entropy=1.0).applies_to(state([0.4, 0.3, 0.2, 0.1]))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_all_else_is_the_policys(policy: Policy) -> None:
     assert gated.is_noop == policy.is_noop
     assert gated.reads(("a", "b")) == policy.reads(("a", "b"))
     assert gated.vocabulary_head() == policy.vocabulary_head()
-    assert [follower.name for follower in gated.followers()] == [follower.name for follower in policy.followers()]
+    assert gated.auxiliary_streams() == policy.auxiliary_streams()
 
 
 def test_texts_are_bound_within() -> None:
