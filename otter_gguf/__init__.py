@@ -5,127 +5,30 @@
     llm = Otter("base.Q4_K_M.gguf", otter="harmless.otter.gguf")
     out = llm.create_completion("The old man", max_tokens=64, guidance=ARGS(weight=1.5))
 
-Names are loaded on first use: ``import otter_gguf`` alone is instant, and never imports torch.
+The names are those that the stub ``__init__.pyi`` imports. Each is loaded on first use: ``import otter_gguf`` alone is
+instant, and never imports torch.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .config import BaseGeometry, HeadConfig, InsertionConfig
-    from .context.state import ContextState
-    from .errors import (
-        ConfigError,
-        ContextFullError,
-        EngineError,
-        FileError,
-        MismatchError,
-        OtterError,
-        UnsupportedError,
-    )
-    from .guidance import (
-        ARGS,
-        CARDS,
-        PARGS,
-        RAD,
-        BestOfN,
-        Candidates,
-        ChunkBeam,
-        Contrast,
-        DExperts,
-        Ensemble,
-        Gated,
-        Policy,
-        Search,
-        Signal,
-        SpeculativeRejection,
-        Threshold,
-        Vocabulary,
-    )
-    from .isolation import IsolatedOtter, open_model
-    from .model import Otter
-    from .scoring import Score
+import re
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "ARGS": "guidance",
-    "CARDS": "guidance",
-    "PARGS": "guidance",
-    "RAD": "guidance",
-    "BaseGeometry": "config",
-    "BestOfN": "guidance",
-    "Candidates": "guidance",
-    "ChunkBeam": "guidance",
-    "ConfigError": "errors",
-    "ContextFullError": "errors",
-    "ContextState": "context.state",
-    "Contrast": "guidance",
-    "DExperts": "guidance",
-    "EngineError": "errors",
-    "Ensemble": "guidance",
-    "FileError": "errors",
-    "Gated": "guidance",
-    "HeadConfig": "config",
-    "InsertionConfig": "config",
-    "IsolatedOtter": "isolation",
-    "MismatchError": "errors",
-    "Otter": "model",
-    "OtterError": "errors",
-    "Policy": "guidance",
-    "Score": "scoring",
-    "Search": "guidance",
-    "Signal": "guidance",
-    "SpeculativeRejection": "guidance",
-    "Threshold": "guidance",
-    "UnsupportedError": "errors",
-    "Vocabulary": "guidance",
-    "open_model": "isolation",
-}
+_STUB = Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8")
+_HOME = {name: module for module, name in re.findall(r"^from (\.[\w.]+) import (\w+) as \2$", _STUB, re.MULTILINE)}
+"""The module of each name."""
 
-__all__ = [
-    "ARGS",
-    "CARDS",
-    "PARGS",
-    "RAD",
-    "BaseGeometry",
-    "BestOfN",
-    "Candidates",
-    "ChunkBeam",
-    "ConfigError",
-    "ContextFullError",
-    "ContextState",
-    "Contrast",
-    "DExperts",
-    "EngineError",
-    "Ensemble",
-    "FileError",
-    "Gated",
-    "HeadConfig",
-    "InsertionConfig",
-    "IsolatedOtter",
-    "MismatchError",
-    "Otter",
-    "OtterError",
-    "Policy",
-    "Score",
-    "Search",
-    "Signal",
-    "SpeculativeRejection",
-    "Threshold",
-    "UnsupportedError",
-    "Vocabulary",
-    "__version__",
-    "open_model",
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ Int32 = npt.NDArray[np.int32]
 
 FinishReason = Literal["stop", "length", "content_filter"]
 """Why a text ended, in OpenAI's words: by its own end, a stop string or a criterion; for want of room or of
-``max_tokens``; because a reward fell below a limit (:class:`otter_gguf.guidance.Threshold`)."""
+``max_tokens``; because a reward fell below a limit (:class:`otter_gguf.Threshold`)."""
 
 Record = dict[str, Any]
 """What a policy looked at in a step, in plain JSON types; the entries stand in ``docs/guidance.md``."""

@@ -14,7 +14,7 @@ from otter_gguf import ARGS, CARDS, BestOfN, ConfigError, DExperts, EngineError,
 from otter_gguf.context.session import sessions_by_name
 from otter_gguf.context.streams import Stream
 from otter_gguf.engine import Handle, News, Request
-from otter_gguf.guidance import Threshold
+from otter_gguf.guidance.threshold import Threshold
 from otter_gguf.options import SamplingOptions
 from tests.completions import choice_of, joined, tokens_of, without_end
 from tests.guidance.reference import open_exact

@@ -16,7 +16,7 @@ import pytest
 
 from otter_gguf import ARGS, BestOfN, Otter
 from otter_gguf.chat import ChatTemplate
-from otter_gguf.guidance import Threshold
+from otter_gguf.guidance.threshold import Threshold
 from otter_gguf.isolation import IsolatedOtter
 from tests import hostile
 from tests.completions import chat_pair, tokens_of, without_end

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from otter_gguf import Otter, _native
-from otter_gguf.guidance import Policy
+from otter_gguf.guidance.base import Policy
 
 from .settings import SIDECAR_TYPES, Files, Settings, say
 from .timing import ARMS

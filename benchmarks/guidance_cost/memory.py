@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.report import anonymous_memory
 from otter_gguf import Otter
-from otter_gguf.guidance import ARGS
+from otter_gguf.guidance.args import ARGS
 
 from .settings import CANDIDATES, SIDECAR_TYPES, Files, Settings, say
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from otter_gguf import Otter, _native
-from otter_gguf.guidance import Policy
+from otter_gguf.guidance.base import Policy
 from otter_gguf.options import SamplingOptions
 from otter_gguf.steps import Step
 

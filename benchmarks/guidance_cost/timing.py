@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from otter_gguf import Otter
-from otter_gguf.guidance import ARGS, RAD, Contrast, Gated, Policy, Vocabulary
-from otter_gguf.guidance.base import State
+from otter_gguf.guidance.args import ARGS
+from otter_gguf.guidance.base import Policy, State
+from otter_gguf.guidance.contrast import Contrast
+from otter_gguf.guidance.gated import Gated
+from otter_gguf.guidance.rad import RAD
+from otter_gguf.guidance.vocabulary import Vocabulary
 from otter_gguf.loading import make_context
 from otter_gguf.options import SamplingOptions
 

@@ -194,7 +194,8 @@ def load(args: argparse.Namespace, files: tuple[str, str | None] | None = None, 
 
 def guidance(args: argparse.Namespace, load: Callable[[str], Otter] | None = None) -> Guidance:
     """The guidance of the command line: of ``--guidance``, else ARGS if ``--weight`` is given, else none."""
-    from ..guidance import ARGS, spec
+    from ..guidance import spec
+    from ..guidance.args import ARGS
 
     flags = {"weight": args.weight, "n_candidates": args.candidates, "label": args.label}
     fields = {name: value for name, value in flags.items() if value is not None}

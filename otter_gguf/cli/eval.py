@@ -22,7 +22,7 @@ from . import _common
 if TYPE_CHECKING:
     from ..evaluation import Embedder, Judge, Plan, Results
     from ..evaluation.runner import Opened
-    from ..guidance import Policy
+    from ..guidance.base import Policy
     from ..guidance.search import Search
     from ..model import Otter
 

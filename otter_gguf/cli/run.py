@@ -227,7 +227,7 @@ def shown_column(labels: Sequence[str], rule: Guidance) -> int:
 
     while rule is not None and (inner := wrapped_field(type(rule))):
         rule = getattr(rule, inner)
-    label = getattr(rule, "label", None)
+    label = rule.label if rule is not None else None
     return labels.index(label) if isinstance(label, str) and label in labels else 0
 
 

@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Any
 
 from ..errors import ConfigError
-from ..guidance import ARGS, Policy
+from ..guidance.args import ARGS
+from ..guidance.base import Policy
 from ..model import Otter
 from .assets import Pair
 from .judge import Judge

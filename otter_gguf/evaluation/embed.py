@@ -17,7 +17,7 @@ from .. import _native
 from ..errors import ConfigError, FileError
 from ..gguf.base import BaseFiles
 from .metrics import Array, Float64, coherence
-from .plugins import load_function
+from ..plugins import load_function
 
 if TYPE_CHECKING:
     from ..model import Otter

@@ -30,7 +30,7 @@ from .runner import PLAIN, SECOND, Arm, Engine, Opened, Settings, run_arms
 from .store import Generation, Store
 
 if TYPE_CHECKING:
-    from ..guidance import Policy
+    from ..guidance.base import Policy
 
 TEXTS = "texts.jsonl"
 """The file of a run's folder that holds what was generated."""

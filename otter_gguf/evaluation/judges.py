@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .plugins import load_function
+from ..plugins import load_function
 
 if TYPE_CHECKING:
     from ..model import Otter

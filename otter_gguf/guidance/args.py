@@ -1,4 +1,4 @@
-"""ARGS: alignment as reward-guided search (arXiv 2402.01694, ICLR 2024), and PARGS (arXiv 2406.07780, COLM 2025)."""
+"""ARGS: alignment as reward-guided search (arXiv 2402.01694, ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -55,17 +55,3 @@ class ARGS(Policy):
             assert candidates.state is not None
             scores = scores - np.float32(candidates.state.log_sum_exp)
         return scores
-
-
-@dataclass(frozen=True)
-class PARGS(ARGS):
-    """``score(v) = ln p(v) + weight * reward(text v)``: :class:`ARGS` with the settings of its successor.
-
-    What PARGS adds is in the training: a reward model fitted to pairs of prefixes of every length, so that the reward
-    of an unfinished text is one that was asked for.
-    """
-
-    weight: float = 2.0
-    """As of :class:`ARGS`; the paper draws with 2.0 and takes the best with 1.0."""
-    log_probabilities: bool = True
-    """As of :class:`ARGS`."""

@@ -134,6 +134,8 @@ class Policy(ABC):
 
     n_candidates: int
     """How many of the best tokens are considered in a step."""
+    label: str | Ensemble | None = None
+    """Which reward is read; None = all there are."""
 
     def check(self, capabilities: Capabilities) -> None:  # noqa: B027 (nothing to check is a valid answer)
         """Raise ``ConfigError`` if the policy cannot work with what there is."""
@@ -149,8 +151,8 @@ class Policy(ABC):
 
     def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Which rewards :meth:`scores` looks at: models that predict none of them are not asked. None without
-        :attr:`Signal.VALUE`, else all, unless the policy has a ``label``."""
-        return labels_of(getattr(self, "label", None), labels) if Signal.VALUE in self.signal() else ()
+        :attr:`Signal.VALUE`, else those of :attr:`label`."""
+        return labels_of(self.label, labels) if Signal.VALUE in self.signal() else ()
 
     def vocabulary_head(self) -> str | None:
         """Name of the vocabulary head that is read; None = the only one."""

@@ -7,13 +7,16 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import pkgutil
 import re
+import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator
+from typing import Any, TypeAlias, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
+from ..plugins import load_function
 from .base import Policy
 from .search import Search
 
@@ -22,22 +25,6 @@ Field: TypeAlias = "dataclasses.Field[Any]"
 
 PLAIN = "plain"
 """The name of no guidance."""
-
-NAMES: Mapping[str, tuple[str, str]] = {
-    "args": ("args", "ARGS"),
-    "pargs": ("args", "PARGS"),
-    "rad": ("rad", "RAD"),
-    "vocabulary": ("vocabulary", "Vocabulary"),
-    "gated": ("gated", "Gated"),
-    "contrast": ("contrast", "Contrast"),
-    "dexperts": ("dexperts", "DExperts"),
-    "threshold": ("threshold", "Threshold"),
-    "cards": ("cards", "CARDS"),
-    "best_of_n": ("best_of_n", "BestOfN"),
-    "speculative_rejection": ("speculative_rejection", "SpeculativeRejection"),
-    "chunk_beam": ("chunk_beam", "ChunkBeam"),
-}
-"""Module and class of every rule, imported when it is named."""
 
 NEEDED = object()
 """The default of a field that has none."""
@@ -48,31 +35,52 @@ class Model:
 
 
 def rule_class(name: str) -> Rule:
-    """The class of a name. ``ConfigError`` lists the names there are."""
-    if name not in NAMES:
-        raise ConfigError(f"guidance: there is no {name!r}; there are: {', '.join([PLAIN, *NAMES])}")
-    module, class_name = NAMES[name]
-    found: Rule = getattr(importlib.import_module(f".{module}", __package__), class_name)
-    return found
+    """The class of a name: of a file of this package, or of one's own as ``package.module:Class``.
+
+    ``ConfigError`` lists the names there are, or says what is wrong with one's own.
+    """
+    if ":" in name:
+        return _own_class(name)
+    known = registry()
+    if name not in known:
+        own = "; one's own class is package.module:Class"
+        raise ConfigError(f"guidance: there is no {name!r}; there are: {', '.join([PLAIN, *known])}{own}")
+    return known[name]
 
 
 def registry() -> dict[str, Rule]:
-    """Every rule by name."""
-    return {name: rule_class(name) for name in NAMES}
+    """Every rule of the package by name: that of the file which defines it. Files without a rule are passed over."""
+    found = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__)):
+        module = importlib.import_module(f".{name}", __package__)
+        rules = [value for value in vars(module).values() if _is_rule(value) and value.__module__ == module.__name__]
+        if rules:
+            (found[name],) = rules
+    return found
+
+
+def _is_rule(value: object) -> TypeGuard[Rule]:
+    return isinstance(value, type) and issubclass(value, (Policy, Search)) and not inspect.isabstract(value)
+
+
+def _own_class(name: str) -> Rule:
+    found = load_function(name, "guidance", "class")
+    if not _is_rule(found):
+        raise ConfigError(f"guidance {name}: expected a class that derives from Policy or Search and can be used")
+    return found
 
 
 def name_of(rule: type) -> str | None:
     """The name of a class; None if it is not one of the package's."""
-    for name, (module, class_name) in NAMES.items():
-        if (rule.__module__, rule.__name__) == (f"{__package__}.{module}", class_name):
-            return name
-    return None
+    return next((name for name, known in registry().items() if known is rule), None)
 
 
 def fields_of(rule: type) -> tuple[Field, ...]:
     """What a caller can set: all fields of the constructor but the wrapped policy, and but those that are left out of
     the ``repr``, which are for the rule's own use."""
     inner = wrapped_field(rule)
+    if not dataclasses.is_dataclass(rule):
+        return ()
     return tuple(field for field in dataclasses.fields(rule) if field.init and field.repr and field.name != inner)
 
 
@@ -89,8 +97,12 @@ def _is_policy(hint: Any) -> bool:
 
 
 def types_of(rule: type) -> dict[str, Any]:
-    """The type of each field, with :class:`Model` for ``LanguageModel``."""
-    return get_type_hints(rule, localns={"LanguageModel": Model})
+    """The type of each field, with :class:`Model` for ``LanguageModel``. ``ConfigError`` if one's own class has others
+    that are not there at run time."""
+    try:
+        return get_type_hints(rule, localns={"LanguageModel": Model})
+    except NameError as error:
+        raise ConfigError(f"guidance {rule.__module__}:{rule.__name__}: type of a field: {error}") from None
 
 
 def members(hint: Any) -> tuple[Any, ...]:

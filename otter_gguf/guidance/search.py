@@ -103,6 +103,8 @@ class Search(ABC):
 
     n_sequences: int
     """Branches that live at the same time, at most."""
+    label: str | Ensemble | None = None
+    """Which reward is looked at; None = all there are."""
 
     def check(self, capabilities: Capabilities) -> None:  # noqa: B027 (nothing to check is a valid answer)
         """Raise ``ConfigError`` if the search cannot work with what there is."""
@@ -113,11 +115,11 @@ class Search(ABC):
         return False
 
     def reads(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Which rewards are looked at; as :meth:`otter_gguf.guidance.Policy.reads`."""
-        return labels_of(getattr(self, "label", None), labels)
+        """Which rewards are looked at; as :meth:`otter_gguf.Policy.reads`."""
+        return labels_of(self.label, labels)
 
     def with_tokens(self, tokenize: Callable[[str], list[int]]) -> Search:
-        """The search with its texts turned into tokens; as :meth:`otter_gguf.guidance.Policy.with_tokens`."""
+        """The search with its texts turned into tokens; as :meth:`otter_gguf.Policy.with_tokens`."""
         return self
 
     @abstractmethod

@@ -3,8 +3,8 @@
     SPEC   = RULE | WRAPPER + SPEC        a wrapper, such as gated, guides by the rule behind its ``+``
     RULE   = NAME | NAME:FIELD=VALUE,FIELD=VALUE...
 
-NAME is a key of :data:`otter_gguf.guidance.rules.NAMES`, or ``plain`` for no guidance; FIELD is a field of its
-dataclass, whose type says how the value is read:
+NAME is that of a file of this package which defines a rule, ``package.module:Class`` for one's own, or ``plain`` for no
+guidance; FIELD is a field of its dataclass, whose type says how the value is read:
 
 - a number, a word of a fixed set, ``true`` or ``false``; ``low/high`` for a pair; ``none`` where a field may be that;
 - a label, or an :class:`Ensemble` of labels: ``a*1.0&b*0.5`` (a weighted sum; a weight left out is 1), ``mean(a&b)``,
@@ -39,13 +39,16 @@ Load: TypeAlias = "Callable[[str], LanguageModel]"
 
 _SYNTAX = """\
 A rule is NAME, or NAME:FIELD=VALUE,FIELD=VALUE... A name with +RULE is followed by the rule that it wraps:
-gated:entropy=1+args:weight=2. Text with , or + stands in double quotes.
+gated:entropy=1+args:weight=2. Text with , or + stands in double quotes. A class of your own is package.module:Class,
+or package.module:Class:FIELD=VALUE...; modules in the working folder are found too.
 
 A label is a reward's name, or an ensemble: a*1.0&b*0.5, mean(a&b), min(a&b), cautious(a&b). A model is base.gguf
 or base.gguf|sidecar.otter.gguf. A pair is low/high."""
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _COMBINED = re.compile(rf"({'|'.join(get_args(Combination))})(?::([^()]*))?\((.*)\)", re.DOTALL)
 _BARE = re.compile(r"[\w.:/|-]+")
+_OWN = re.compile(r"\s*([\w.]+:[\w.]+)\s*(?::(.*))?", re.DOTALL)
+"""Module and class, and options: ``args:weight`` is none, as ``args`` is a rule."""
 
 
 def parse(text: str, load: Load | None = None) -> Guidance:
@@ -133,9 +136,11 @@ class _Rule:
 
     @classmethod
     def read(cls, text: str) -> _Rule:
-        name, *rest = (part.strip() for part in text.split(":", 1))
+        name, _, rest = (part.strip() for part in text.partition(":"))
+        if name not in (PLAIN, *registry()) and (own := _OWN.fullmatch(text)):
+            name, rest = own[1], (own[2] or "").strip()
         options: dict[str, str] = {}
-        for part in _split(rest[0], ",", text) if rest and rest[0] else ():
+        for part in _split(rest, ",", text) if rest else ():
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals:
                 raise ConfigError(f"guidance {name}: expected FIELD=VALUE, found {part.strip()!r}")
@@ -157,14 +162,21 @@ def _build(rule: _Rule, inner: Guidance, has_inner: bool, load: Load | None) -> 
     if field is not None and not isinstance(inner, Policy):
         raise ConfigError(f"guidance {rule.name}: needs a token-level rule to guide by, such as {rule.name}+args")
     values = _values(rule, found, load)
-    return found(**values, **({field: inner} if field else {}))
+    try:
+        return found(**values, **({field: inner} if field else {}))
+    except ConfigError:
+        raise
+    except Exception as error:  # one's own class can fail with anything
+        raise ConfigError(f"guidance {rule.name}: {error}") from error
 
 
 def _values(rule: _Rule, found: rules.Rule, load: Load | None) -> dict[str, Any]:
     hints, known = types_of(found), {field.name: field for field in rules.fields_of(found)}
     unknown = [key for key in rule.options if key not in known]
     if unknown:
-        raise ConfigError(f"guidance {rule.name}: there is no field {unknown[0]!r}; there are: {', '.join(known)}")
+        raise ConfigError(
+            f"guidance {rule.name}: there is no field {unknown[0]!r}; there are: {', '.join(known) or 'none'}"
+        )
     needed = [name for name, field in known.items() if rules.default_of(field) is rules.NEEDED]
     missing = [f"{name}=..." for name in needed if name not in rule.options]
     if missing:

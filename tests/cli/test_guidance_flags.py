@@ -14,8 +14,10 @@ from otter_gguf.cli._common import token_bias
 from otter_gguf.cli._transcript import pieces_of
 from otter_gguf.cli.run import shown_column
 from otter_gguf.engine import sequences_needed
-from otter_gguf.guidance import ARGS, Gated, rules, spec
+from otter_gguf.guidance import rules, spec
+from otter_gguf.guidance.args import ARGS
 from otter_gguf.guidance.ensemble import Ensemble
+from otter_gguf.guidance.gated import Gated
 from tests.refusals import assert_names, refused
 from tests.synthetic_models import TEXT, load, pair
 
@@ -101,7 +103,7 @@ def test_help_lists_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "-g", "help"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert all(f"\n{name}" in captured.out for name in rules.NAMES)
+    assert all(f"\n{name}" in captured.out for name in rules.registry())
     assert "weight=1.0" in captured.out
 
 

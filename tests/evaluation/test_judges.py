@@ -11,7 +11,7 @@ import pytest
 
 from otter_gguf import ConfigError
 from otter_gguf.evaluation.judges import load_judge, of_function, of_model
-from otter_gguf.evaluation.plugins import load_function
+from otter_gguf.plugins import load_function
 from tests.evaluation.made_up import bare
 from tests.refusals import refused
 from tests.synthetic_models import load

@@ -18,7 +18,8 @@ from otter_gguf.evaluation.memory import memory_of, open_measured
 from otter_gguf.evaluation.runner import PLAIN, Arm, Engine, Opened, count_steps, run_arms
 from otter_gguf.evaluation.store import Generation, Store
 from otter_gguf.gguf.merge import merge
-from otter_gguf.guidance import Gated, spec
+from otter_gguf.guidance import spec
+from otter_gguf.guidance.gated import Gated
 from otter_gguf.options import LoadOptions
 from tests.refusals import refused
 from tests.synthetic_models import pair

@@ -12,7 +12,7 @@ import pytest
 from otter_gguf import BestOfN, ChunkBeam, ConfigError, EngineError, Otter, SpeculativeRejection
 from otter_gguf.config import BaseGeometry, HeadConfig
 from otter_gguf.errors import FileError
-from otter_gguf.guidance import Search
+from otter_gguf.guidance.search import Search
 from tests.gguf.gguf_builder import Gguf, Tensor
 from tests.gguf.toy_files import GEOMETRY, insertion, write_base, write_sidecar
 from tests.refusals import refused

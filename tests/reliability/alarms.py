@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from otter_gguf import ARGS, BestOfN, Otter
-from otter_gguf.guidance import Threshold
+from otter_gguf.guidance.threshold import Threshold
 from otter_gguf.isolation import open_model
 from otter_gguf.steps import Float32
 from tests.completions import chat_pair, tokens_of
