@@ -223,11 +223,10 @@ class Session:
 
 def shown_column(labels: Sequence[str], rule: Guidance) -> int:
     """The reward that colours show: the one that guides, if it is a single one of the model's own, else the first."""
-    from ..guidance.rules import wrapped_field
+    from ..guidance.rules import innermost
 
-    while rule is not None and (inner := wrapped_field(type(rule))):
-        rule = getattr(rule, inner)
-    label = rule.label if rule is not None else None
+    guide = innermost(rule)
+    label = guide.label if guide is not None else None
     return labels.index(label) if isinstance(label, str) and label in labels else 0
 
 

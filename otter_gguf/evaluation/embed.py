@@ -16,8 +16,8 @@ import numpy.typing as npt
 from .. import _native
 from ..errors import ConfigError, FileError
 from ..gguf.base import BaseFiles
-from .metrics import Array, Float64, coherence
 from ..plugins import load_function
+from .metrics import Array, Float64, coherence
 
 if TYPE_CHECKING:
     from ..model import Otter

@@ -8,7 +8,6 @@ difference from plain decoding is taken prompt by prompt before it is averaged.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..guidance import spec
+from ..guidance.base import Policy
+from ..guidance.rules import NEEDED, default_of, fields_of, innermost
 from .memory import Memory
 from .metrics import Float64, distinct_n, perplexity
 from .readings import Reading
@@ -23,7 +25,6 @@ from .runner import PLAIN, SECOND, Arm
 from .store import Generation
 
 _DISTINCT = (1, 2, 3)
-_WEIGHT = re.compile(r"(?:weight|beta)=([-+]?[\d.]*\d(?:e-?\d+)?)")
 FORMAT, VERSION = "otter-eval", 1
 
 
@@ -91,9 +92,9 @@ class ArmResult:
     ended: float
     """Share of the texts that ended by themselves."""
     weight: float | None = None
-    """Where the name says one."""
+    """The policy's, where it has one."""
     family: str = ""
-    """The name without its weight."""
+    """What arms have in common that differ in their weight alone."""
     token_rewards: tuple[float, ...] = field(default=(), repr=False)
     """The guide's, behind every token of every text."""
 
@@ -200,7 +201,7 @@ def arm_result(
 ) -> ArmResult:
     """Figures of one arm from its values by prompt, see :func:`per_prompt`."""
     known = [name for name, column in columns.items() if name != "tokens" and not np.isnan(column).all()]
-    weight, family = weight_of(arm.name)
+    weight, family = weight_of(arm)
     return ArmResult(
         name=arm.name,
         engine=arm.engine,
@@ -297,26 +298,15 @@ def _saved(extra: float, baseline: float) -> float | None:
     return 1 - extra / baseline if baseline > 0 else None
 
 
-def weight_of(name: str) -> tuple[float | None, str]:
-    """The guidance weight that an arm's name states (``weight=`` or ``beta=``), and the name without it.
+def weight_of(arm: Arm) -> tuple[float | None, str]:
+    """How strongly an arm's policy guides, and its line without that, which arms have in common that differ in it alone.
 
-    None and the whole name where there is no such number, or more than one.
+    The field is ``weight``, RAD's is ``beta``. None and the arm's name where there is none.
     """
-    rules = name.removesuffix(SECOND).split("+")
-    split = [_split_weight(rule) for rule in rules]
-    weights = [weight for weight, _ in split if weight is not None]
-    if len(weights) != 1:
-        return None, name
-    return weights[0], "+".join(rule for _, rule in split) + name[len(name.removesuffix(SECOND)) :]
-
-
-def _split_weight(rule: str) -> tuple[float | None, str]:
-    name, _, options = rule.partition(":")
-    kept, weight = [], None
-    for option in options.split(","):
-        match = _WEIGHT.fullmatch(option.strip())
-        if match:
-            weight = float(match[1])
-        else:
-            kept.append(option)
-    return weight, f"{name}:{','.join(kept)}" if any(kept) else name
+    rule = innermost(arm.guidance)
+    fields = {field.name: field for field in fields_of(type(rule))} if isinstance(rule, Policy) else {}
+    weight = fields.get("weight") or fields.get("beta")
+    if arm.guidance is None or weight is None or default_of(weight) is NEEDED:
+        return None, arm.name
+    family = spec.format(spec.override(arm.guidance, weight.name, default_of(weight)))
+    return getattr(rule, weight.name), family + (SECOND if arm.name.endswith(SECOND) else "")

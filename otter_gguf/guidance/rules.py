@@ -91,6 +91,13 @@ def wrapped_field(rule: type) -> str | None:
     return next((name for name, hint in types_of(rule).items() if _is_policy(hint)), None)
 
 
+def innermost(guidance: Policy | Search | None) -> Policy | Search | None:
+    """What wrappers wrap; anything else is itself."""
+    while guidance is not None and (field := wrapped_field(type(guidance))):
+        guidance = getattr(guidance, field)
+    return guidance
+
+
 def _is_policy(hint: Any) -> bool:
     # Python 3.10 takes list[int] for a type, and then refuses it as one.
     return get_origin(hint) is None and isinstance(hint, type) and issubclass(hint, Policy)

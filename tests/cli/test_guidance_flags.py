@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,46 @@ def test_help_lists_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == ""
     assert all(f"\n{name}" in captured.out for name in rules.registry())
     assert "weight=1.0" in captured.out
+
+
+OWN = """
+from dataclasses import dataclass
+
+from otter_gguf import Policy
+
+
+@dataclass(frozen=True)
+class Kinder(Policy):
+    strength: float = 1.0
+    n_candidates: int = 20
+
+    def scores(self, candidates):
+        return candidates.logits + self.strength * candidates.reward()
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module of the working folder, with ARGS under another name."""
+    (tmp_path / "kind_policies.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "kind_policies"
+    sys.modules.pop("kind_policies", None)
+
+
+@pytest.mark.parametrize("isolation", [[], ["--isolate"]])
+def test_ones_own_class_guides(capsys: pytest.CaptureFixture[str], own: str, isolation: list[str]) -> None:
+    guided = tokens(capsys, "-g", f"{own}:Kinder:strength=5", *isolation)
+    assert guided == tokens(capsys, "-g", "args:weight=5,n_candidates=20")
+    assert guided != tokens(capsys, "-g", f"{own}:Kinder:strength=0", *isolation)
+
+
+def test_a_wrong_class_is_one_line(capsys: pytest.CaptureFixture[str], own: str) -> None:
+    for name in (f"{own}:Cruel", "no_such_module:Kinder", f"{own}:Kinder:strenth=5", f"{own}:dataclass"):
+        code, out, err = run(capsys, "-g", name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert_names(err, *name.split(":")[:2])
 
 
 # ---- rewards of another model --------------------------------------------------------------------------------------

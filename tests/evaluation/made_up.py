@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from otter_gguf import Otter
+from otter_gguf import ARGS, Otter
 from otter_gguf.evaluation.memory import Memory
 from otter_gguf.evaluation.readings import Reading
 from otter_gguf.evaluation.results import Judged, Results, summarize
@@ -46,8 +46,8 @@ def judged(
 
 def results(weights: tuple[float, ...] = (1.0, 3.0), *, second: bool = True, judge: bool = True) -> Results:
     """Plain decoding, ARGS with some weights, and a second model, over 4 prompts and 2 seeds."""
-    arms = [Arm(PLAIN, "base"), *(Arm(f"args:weight={weight:g}", "otter") for weight in weights)]
-    arms += [Arm("args" + SECOND, "second")] if second else []
+    arms = [Arm(PLAIN, "base"), *(Arm(f"args:weight={weight:g}", "otter", ARGS(weight)) for weight in weights)]
+    arms += [Arm("args" + SECOND, "second", ARGS())] if second else []
     texts = []
     for place, arm in enumerate(arms):
         for prompt in range(4):

@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
+from otter_gguf import ARGS
 from otter_gguf.evaluation.memory import Memory
 from otter_gguf.evaluation.results import (
     Estimate,
@@ -20,7 +21,8 @@ from otter_gguf.evaluation.results import (
     time_ratio,
     weight_of,
 )
-from otter_gguf.evaluation.runner import PLAIN, Arm
+from otter_gguf.evaluation.runner import PLAIN, SECOND, Arm
+from otter_gguf.guidance import spec
 from tests.evaluation.made_up import MIB, judged, results
 
 ARMS = [Arm(PLAIN, "base"), Arm("args", "otter")]
@@ -128,18 +130,24 @@ def test_second_model_is_the_baseline_of_all() -> None:
     ("name", "weight", "family"),
     [
         ("plain", None, "plain"),
+        ("args", 1.0, "args"),
         ("args:weight=1.5", 1.5, "args"),
-        ("args:weight=-2,n_candidates=10", -2.0, "args:n_candidates=10"),
-        ("args:n_candidates=10,weight=1e-3", 1e-3, "args:n_candidates=10"),
+        ("args:weight=-2,n_candidates=20", -2.0, "args:n_candidates=20"),
+        ("args:n_candidates=20,weight=1e-3", 1e-3, "args:n_candidates=20"),
         ("gated:entropy=1.0+args:weight=3", 3.0, "gated:entropy=1.0+args"),
-        ("rad:beta=10", 10.0, "rad"),
-        ("args:weight=3 (second model)", 3.0, "args (second model)"),
-        ("a:weight=1+b:weight=2", None, "a:weight=1+b:weight=2"),
-        ("args:weight=x", None, "args:weight=x"),
+        ("rad:beta=20", 20.0, "rad"),
+        ("args:weight=3" + SECOND, 3.0, "args" + SECOND),
+        ("cards:target=1,beta=0.5", None, "cards:target=1,beta=0.5"),
+        ("best_of_n:n=3", None, "best_of_n:n=3"),
     ],
 )
-def test_weight_of_a_name(name: str, weight: float | None, family: str) -> None:
-    assert weight_of(name) == (weight, family)
+def test_weight_of_an_arm(name: str, weight: float | None, family: str) -> None:
+    arm = Arm(name, "otter", spec.parse(name.removesuffix(SECOND)))
+    assert weight_of(arm) == (weight, family)
+
+
+def test_weight_of_a_policy_under_a_name_of_its_own() -> None:
+    assert weight_of(Arm("mine", "otter", ARGS(weight=2.0))) == (2.0, "args")
 
 
 def test_json_is_strict() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otter_gguf import guidance
 from otter_gguf.engine import sequences_needed
 from otter_gguf.errors import ConfigError
 from otter_gguf.guidance import rules, spec
@@ -286,3 +290,105 @@ def test_the_lines_of_the_page_can_be_typed() -> None:
     assert "help" in typed
     for rule in typed:
         assert rule == "help" or parse(rule) is not None
+
+
+# ---- rules by file, and one's own ----------------------------------------------------------------------------------
+
+TOY = """
+from dataclasses import dataclass
+
+import numpy as np
+
+from otter_gguf import Policy
+
+
+@dataclass(frozen=True)
+class Worst(Policy):
+    \"\"\"The least likely of a few tokens.\"\"\"
+
+    n_candidates: int = 3
+    \"\"\"How few.\"\"\"
+
+    def scores(self, candidates):
+        return -candidates.logits
+
+
+class Bare(Policy):
+    n_candidates = 4
+
+    def scores(self, candidates):
+        return candidates.logits
+
+
+@dataclass(frozen=True)
+class Picky(Worst):
+    def __post_init__(self):
+        raise RuntimeError("never")
+
+
+class NoPolicy:
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, with one's own policies in ``toy_policies.py`` and a module that fails."""
+    (tmp_path / "toy_policies.py").write_text(TOY)
+    (tmp_path / "broken_policies.py").write_text("undefined")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in ("toy_policies", "broken_policies"):
+        sys.modules.pop(name, None)
+
+
+def test_a_file_of_the_package_is_a_rule_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "package").mkdir()
+    one_class = TOY[: TOY.index("class Bare")]
+    (folder / "package/worst_of_few.py").write_text(one_class)
+    assert "worst_of_few" not in rules.registry()
+    monkeypatch.setattr(guidance, "__path__", [*guidance.__path__, str(folder / "package")])
+    try:
+        rule = spec.parse("gated:entropy=1.0+worst_of_few:n_candidates=5")
+        assert spec.format(rule) == "gated:entropy=1.0+worst_of_few:n_candidates=5"
+        assert (
+            "\nworst_of_few\n    The least likely of a few tokens.\n      n_candidates=3  How few." in spec.describe()
+        )
+        with refused(ConfigError, "'nonsense'", "worst_of_few"):
+            spec.parse("nonsense")
+    finally:
+        sys.modules.pop("otter_gguf.guidance.worst_of_few")
+
+
+def test_ones_own_class_is_named_by_module_and_class(folder: Path) -> None:
+    rule: Any = spec.parse("toy_policies:Worst")
+    assert (type(rule).__module__, type(rule).__name__, rule.n_candidates) == ("toy_policies", "Worst", 3)
+    assert spec.parse(" toy_policies:Worst : n_candidates = 5 ") == type(rule)(5)
+    assert spec.parse("gated:entropy=1+toy_policies:Worst:n_candidates=5") == Gated(type(rule)(5), entropy=1.0)
+    assert spec.parse("otter_gguf.guidance.args:ARGS:weight=2") == args(weight=2.0)
+    bare: Any = spec.parse("toy_policies:Bare")
+    assert type(bare).__name__ == "Bare"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("no_such_module:Worst", ("import", "no_such_module")),
+        ("broken_policies:Worst", ("import", "broken_policies", "NameError", "undefined")),
+        ("toy_policies:Missing", ("toy_policies", "Missing")),
+        ("toy_policies:NoPolicy", ("toy_policies:NoPolicy", "Policy", "Search")),
+        ("otter_gguf.guidance.base:Policy", ("otter_gguf.guidance.base:Policy", "Policy", "Search")),
+        ("os:getcwd", ("os:getcwd", "Policy", "Search")),
+        ("toy_policies:Worst:wait=3", ("toy_policies:Worst", "'wait'", "n_candidates")),
+        ("toy_policies:Worst:n_candidates=few", ("toy_policies:Worst", "n_candidates", "'few'")),
+        ("toy_policies:Worst:few", ("toy_policies:Worst", "FIELD=VALUE", "'few'")),
+        ("toy_policies:Bare:n_candidates=3", ("toy_policies:Bare", "'n_candidates'", "none")),
+        ("toy_policies:Picky", ("toy_policies:Picky", "never")),
+        ("toy_policies:Worst+args", ("toy_policies:Worst", "+", "gated")),
+        ("toy_policies:weight=2", ("'toy_policies'", "package.module:Class")),
+    ],
+)
+def test_what_is_wrong_with_ones_own(folder: Path, text: str, names: tuple[str, ...]) -> None:
+    with refused(ConfigError, *names):
+        spec.parse(text)
