@@ -299,7 +299,7 @@ def _saved(extra: float, baseline: float) -> float | None:
 
 
 def weight_of(arm: Arm) -> tuple[float | None, str]:
-    """How strongly an arm's policy guides, and its line without that, which arms have in common that differ in it alone.
+    """How strongly an arm's policy guides, and its line without that: the same for arms that differ in it alone.
 
     The field is ``weight``, RAD's is ``beta``. None and the arm's name where there is none.
     """

@@ -22,6 +22,7 @@ import dataclasses
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from ..errors import ConfigError
@@ -77,17 +78,18 @@ def format(guidance: Guidance) -> str:
     """
     if guidance is None:
         return PLAIN
-    name = rules.name_of(type(guidance))
-    if name is None:
-        return repr(guidance)
-    inner, hints = wrapped_field(type(guidance)), types_of(type(guidance))
+    rule = type(guidance)
+    name = rules.name_of(rule)
+    if name is None:  # the default repr holds an address, another one each time
+        return f"{rule.__module__}:{rule.__qualname__}" if rule.__repr__ is object.__repr__ else repr(guidance)
+    inner, hints = wrapped_field(rule), types_of(rule)
     options = [
         f"{field.name}={_text_of(getattr(guidance, field.name), hints[field.name])}"
-        for field in rules.fields_of(type(guidance))
+        for field in rules.fields_of(rule)
         if getattr(guidance, field.name) != rules.default_of(field)
     ]
-    rule = name + (":" + ",".join(options) if options else "")
-    return f"{rule}+{format(getattr(guidance, inner))}" if inner else rule
+    text = name + (":" + ",".join(options) if options else "")
+    return f"{text}+{format(getattr(guidance, inner))}" if inner else text
 
 
 def override(guidance: Policy | Search, name: str, value: object) -> Policy | Search:
@@ -181,94 +183,68 @@ def _values(rule: _Rule, found: rules.Rule, load: Load | None) -> dict[str, Any]
     missing = [f"{name}=..." for name in needed if name not in rule.options]
     if missing:
         raise ConfigError(f"guidance {rule.name}: needs {', '.join(missing)}")
-    return {
-        key: _Reader(f"guidance {rule.name}: {key}", load).read(text, hints[key]) for key, text in rule.options.items()
-    }
+    return {key: _value(text, hints[key], f"guidance {rule.name}: {key}", load) for key, text in rule.options.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Turns a value's text into what a type hint asks for."""
-
-    where: str
-    load: Load | None
-
-    def read(self, text: str, hint: Any) -> Any:
-        """``ConfigError`` says what was expected."""
-        kinds = members(hint)
-        if type(None) in kinds and text == "none":
-            return None
-        if Ensemble in kinds and _is_ensemble(text):
-            return self.ensemble(text)
-        for kind in sorted(kinds, key=lambda kind: kind is str):  # any text is a str
-            try:
-                return self.member(text, kind)
-            except ConfigError:
-                raise
-            except ValueError:
-                continue
-        expected = " or ".join(filter(None, map(_words_for, kinds)))
-        raise ConfigError(f"{self.where} is {text!r}, expected {expected or 'nothing: it cannot be given as text'}")
-
-    def member(self, text: str, hint: Any) -> Any:
-        """By one type. ``ValueError`` if the text is none of its values."""
-        word = _unquoted(text)
-        if hint is bool:
-            return {"true": True, "false": False}[word] if word in ("true", "false") else _refuse()
-        if hint in (int, float):
-            return hint(word)
-        if hint is str:
-            return word
-        if get_origin(hint) is Literal:
-            return word if word in get_args(hint) else _refuse()
-        if get_origin(hint) is tuple:
-            return self.numbers(word, get_args(hint))
-        if get_origin(hint) is Sequence:
-            return self.tokens(text)
-        return self.model(word) if hint is rules.Model else _refuse()
-
-    def numbers(self, word: str, types: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``low/high``."""
-        parts = word.split("/")
-        if types[1:] == (...,):
-            types = types[:1] * len(parts)
-        return tuple(kind(part) for kind, part in zip(types, parts, strict=True))
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """``[1/2/3]``."""
-        if not (text.startswith("[") and text.endswith("]")):
-            _refuse()
-        return tuple(int(part) for part in text[1:-1].split("/") if part)
-
-    def model(self, word: str) -> LanguageModel:
-        """Opened by the caller's function."""
-        if self.load is None:
-            raise ConfigError(f"{self.where} names a model: give parse() a function that opens it (load=)")
-        return self.load(word)
-
-    def ensemble(self, text: str) -> Ensemble:
-        """A combination of labels."""
-        combined = _COMBINED.fullmatch(text)
-        combination: Any
-        combination, caution, inside = combined.groups() if combined else ("sum", None, text)
-        weights: dict[str, float] = {}
-        for member in _split(inside, "&", text):
-            label, *factor = (part.strip() for part in _split(member, "*", text))
-            if not label or len(factor) > 1 or _unquoted(label) in weights:
-                raise ConfigError(f"{self.where} is {text!r}, expected LABEL*WEIGHT&LABEL*WEIGHT..., each label once")
-            weights[_unquoted(label)] = self.number(factor[0]) if factor else 1.0
-        return Ensemble(weights, combination, 1.0 if caution is None else self.number(caution))
-
-    def number(self, text: str) -> float:
-        """A float."""
-        try:
-            return float(text)
-        except ValueError:
-            raise ConfigError(f"{self.where}: {text!r} is no number") from None
+def _value(text: str, hint: Any, where: str, load: Load | None) -> Any:
+    """What a type hint makes of a text. ``ConfigError`` says what was expected."""
+    kinds = members(hint)
+    if Ensemble in kinds and _is_ensemble(text):
+        return _ensemble(text, where)
+    for kind in sorted(kinds, key=lambda kind: kind is str):  # any text is a str
+        if kind is rules.Model and text != "none":
+            if load is None:
+                raise ConfigError(f"{where} names a model: give parse() a function that opens it (load=)")
+            return load(_unquoted(text))
+        with suppress(KeyError, ValueError):
+            return _KINDS[get_origin(kind) or kind][1](text, get_args(kind))
+    expected = [
+        _KINDS[name][0].format(", ".join(map(str, get_args(kind))))
+        for kind in kinds
+        if (name := get_origin(kind) or kind) in _KINDS
+    ]
+    raise ConfigError(f"{where} is {text!r}, expected {' or '.join(expected) or 'nothing: it cannot be given as text'}")
 
 
-def _refuse() -> Any:
-    raise ValueError
+def _numbers(text: str, types: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = _unquoted(text).split("/")
+    if types[1:] == (...,):
+        types = types[:1] * len(parts)
+    return tuple(kind(part) for kind, part in zip(types, parts, strict=True))
+
+
+def _tokens(text: str, _: tuple[Any, ...]) -> tuple[int, ...]:
+    if text[:1] + text[-1:] != "[]":
+        raise ValueError(text)
+    return tuple(int(part) for part in text[1:-1].split("/") if part)
+
+
+_KINDS: dict[Any, tuple[str, Callable[[str, tuple[Any, ...]], Any]]] = {
+    type(None): ("none", lambda text, _: {"none": None}[text]),
+    bool: ("true or false", lambda text, _: {"true": True, "false": False}[_unquoted(text)]),
+    int: ("a whole number", lambda text, _: int(_unquoted(text))),
+    float: ("a number", lambda text, _: float(_unquoted(text))),
+    str: ("text", lambda text, _: _unquoted(text)),
+    Literal: ("one of {}", lambda text, choices: {str(choice): choice for choice in choices}[_unquoted(text)]),
+    tuple: ("numbers with / between them, such as 0/1", _numbers),
+    Sequence: ("tokens such as [1/2/3]", _tokens),
+}
+"""For a type, or for what it is made of: what is expected, and how it is read, given its arguments. ``KeyError`` or
+``ValueError`` where a text is none of its values."""
+
+
+def _ensemble(text: str, where: str) -> Ensemble:
+    """A combination of labels."""
+    combined = _COMBINED.fullmatch(text)
+    combination: Any
+    combination, caution, inside = combined.groups() if combined else ("sum", None, text)
+    weights: dict[str, float] = {}
+    for member in _split(inside, "&", text):
+        label, *factor = (part.strip() for part in _split(member, "*", text))
+        if not label or len(factor) > 1 or _unquoted(label) in weights:
+            raise ConfigError(f"{where} is {text!r}, expected LABEL*WEIGHT&LABEL*WEIGHT..., each label once")
+        weights[_unquoted(label)] = _value(factor[0], float, where, None) if factor else 1.0
+    return Ensemble(weights, combination, 1.0 if caution is None else _value(caution, float, where, None))
 
 
 def _split(text: str, separator: str, whole: str) -> list[str]:
@@ -287,24 +263,6 @@ def _unquoted(text: str) -> str:
 def _is_ensemble(text: str) -> bool:
     outside = _QUOTED.sub("", text)
     return "*" in outside or "&" in outside or _COMBINED.fullmatch(text) is not None
-
-
-def _words_for(member: Any) -> str:
-    if get_origin(member) is Literal:
-        return f"one of {', '.join(map(str, get_args(member)))}"
-    if get_origin(member) is tuple:
-        return "numbers with / between them, such as 0/1"
-    if get_origin(member) is Sequence:
-        return "tokens such as [1/2/3]"
-    words = {
-        rules.Model: "a model file",
-        float: "a number",
-        int: "a whole number",
-        bool: "true or false",
-        str: "text",
-        type(None): "none",
-    }
-    return words.get(member, "")
 
 
 def _wrapped(text: str, first: str, further: str | None = None) -> list[str]:
