@@ -120,7 +120,7 @@ def write_sidecar(
     differences = geometry_differences(config.base, base_geometry(base))
     if differences:
         raise MismatchError(f"{source.path}: made for another base than {base.path}: {'; '.join(differences)}")
-    _native.check_base(base.head)  # and the files beside it
+    _native.check_base(base.metadata_file)  # and the files beside it
     check_source(source, config)
     tensors = plan_tensors(source, config, outtype)
     quantized = any(tensor.type.startswith("Q") for tensor in tensors)

@@ -81,11 +81,11 @@ def check_files(model_path: str | Path, otter: str | Path | None = None) -> Mode
     paths = [*takewhile(os.path.exists, shards_beside(Path(place))), *([Path(sidecar)] if sidecar else [])]
     states = tuple(state for path in paths if (state := FileState.of(path)))
     with _named(place, model_path), _named(sidecar, otter), BaseFiles.open(place) as base:
-        if is_sidecar(base.head):
+        if is_sidecar(base.metadata_file):
             raise FileError(f"{model_path}: an Otter sidecar, no model: give its base as the model, this as --otter")
-        _native.check_base(base.head)  # with the shards beside it
+        _native.check_base(base.metadata_file)  # with the shards beside it
         insertion = _check_insertion(base, None if otter is None else sidecar)
-        metadata = read_metadata(base.head)
+        metadata = read_metadata(base.metadata_file)
     return ModelFiles(os.fsdecode(model_path), os.fsdecode(otter or ""), insertion, metadata, (place, sidecar), states)
 
 
@@ -107,10 +107,10 @@ def _named(place: str, path: str | Path | None) -> Iterator[None]:
 
 
 def _check_insertion(base: BaseFiles, otter: str | None) -> InsertionConfig | None:
-    if is_merged(base.head):
+    if is_merged(base.metadata_file):
         if otter is not None:
             raise ConfigError(f"{base.path}: a merged file holds its own insertion; leave out {otter}")
-        return validate_for(base, base.head)
+        return validate_for(base, base.metadata_file)
     if otter is None:
         return None
     with _native.GgufFile(otter) as sidecar:

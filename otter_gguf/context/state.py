@@ -106,7 +106,7 @@ def identity(model_path: str, sidecar: str = "") -> str:
         files = [*base.files, *([_native.GgufFile(sidecar)] if sidecar else [])]
         try:
             digest = hashlib.sha256()
-            for part in _described(base.head, files):
+            for part in _described(base.metadata_file, files):
                 digest.update(struct.pack("<Q", len(part)))
                 digest.update(part)
             return digest.hexdigest()

@@ -46,14 +46,14 @@ class BaseFiles:
         return cls(files)
 
     @property
-    def head(self) -> _native.GgufFile:
+    def metadata_file(self) -> _native.GgufFile:
         """The file that holds the metadata."""
         return self.files[0]
 
     @property
     def path(self) -> str:
         """Path of the (first) file."""
-        return self.head.path
+        return self.metadata_file.path
 
     @property
     def tensors(self) -> list[_native.TensorInfo]:
@@ -124,7 +124,7 @@ def base_geometry(base: BaseFiles | _native.GgufFile) -> BaseGeometry:
         FileError: A key is missing or of the wrong type.
         UnsupportedError: The base's layers differ in size, or it is of a kind that cannot be widened.
     """
-    file = base.head if isinstance(base, BaseFiles) else base
+    file = base.metadata_file if isinstance(base, BaseFiles) else base
     reader = _KeyReader(file)
     n_embd = reader.size("embedding_length")
     n_head = reader.size("attention.head_count")

@@ -85,19 +85,19 @@ def check_file(path: str | Path, base: str | Path | None = None) -> Report:
     if files is None:
         return report
     with files:
-        if is_sidecar(files.head):
+        if is_sidecar(files.metadata_file):
             report.kind = "sidecar"
-            _check_inserted(report, files.head)
+            _check_inserted(report, files.metadata_file)
             if base is not None:
-                report.attempt("binding", lambda: _check_binding(files.head, base))
+                report.attempt("binding", lambda: _check_binding(files.metadata_file, base))
             else:
                 report.notes.append("whether it belongs to a base is not known: name one with --base")
             return report
-        report.kind = "merged" if is_merged(files.head) else "base"
-        report.attempt("model", lambda: _native.check_base(files.head))
+        report.kind = "merged" if is_merged(files.metadata_file) else "base"
+        report.attempt("model", lambda: _native.check_base(files.metadata_file))
         if report.kind == "merged":
-            _check_inserted(report, files.head)
-            report.attempt("binding", lambda: check_binding(files, files.head))
+            _check_inserted(report, files.metadata_file)
+            report.attempt("binding", lambda: check_binding(files, files.metadata_file))
         else:
             report.attempt("values", lambda: _check_values(files))
             report.notes.append("a base holds no checksums of its weights: compare the file with its source")
@@ -130,6 +130,6 @@ def _check_values(files: BaseFiles | _native.GgufFile) -> None:
 
 def _check_binding(sidecar: _native.GgufFile, base: str | Path) -> None:
     with BaseFiles.open(base) as files:
-        if is_sidecar(files.head):
+        if is_sidecar(files.metadata_file):
             raise FileError(f"{base}: an Otter sidecar, no base")
         check_binding(files, sidecar)

@@ -32,17 +32,17 @@ def describe(path: str | Path) -> dict[str, Any]:
         FileError, UnsupportedError, MismatchError: The file is damaged or no model, or its inserted part is wrong.
     """
     with BaseFiles.open(path) as base:
-        head = base.head
+        first = base.metadata_file
         info: dict[str, Any] = {
             "path": str(path),
-            "kind": "sidecar" if is_sidecar(head) else "merged" if is_merged(head) else "base",
+            "kind": "sidecar" if is_sidecar(first) else "merged" if is_merged(first) else "base",
             "size": sum(file.size for file in base.files),
             "shards": len(base.files),
-            "gguf_version": head.version,
-            "name": head.value("general.name") if "general.name" in head.keys else None,
-            "architecture": head.value(keys.GENERAL_ARCHITECTURE) if keys.GENERAL_ARCHITECTURE in head.keys else None,
+            "gguf_version": first.version,
+            "name": first.value("general.name") if "general.name" in first.keys else None,
+            "architecture": first.value(keys.GENERAL_ARCHITECTURE) if keys.GENERAL_ARCHITECTURE in first.keys else None,
         }
-        return info | (_sidecar_part(head) if is_sidecar(head) else _base_part(base))
+        return info | (_sidecar_part(first) if is_sidecar(first) else _base_part(base))
 
 
 def environment() -> dict[str, Any]:
@@ -76,16 +76,16 @@ def _base_part(base: BaseFiles) -> dict[str, Any]:
         "tensors": _tensor_summary(base.tensors),
         "problem": _problem(base),
     }
-    if is_merged(base.head):
-        config = validate_for(base, base.head)
-        part |= _inserted_part(config, [tensor for tensor in base.head.tensors if is_inserted(tensor.name)])
+    if is_merged(base.metadata_file):
+        config = validate_for(base, base.metadata_file)
+        part |= _inserted_part(config, [tensor for tensor in base.metadata_file.tensors if is_inserted(tensor.name)])
     return part
 
 
 def _problem(base: BaseFiles) -> str | None:
     """Other tools' models deserve a description too, so what we would not run is told, not raised."""
     try:
-        _native.check_base(base.head)
+        _native.check_base(base.metadata_file)
     except OtterError as error:
         return str(error)
     return None

@@ -28,9 +28,9 @@ def fingerprint(base: BaseFiles) -> str:
         digest.update(struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
         if _survives_quantization(tensor):
             digest.update(base.tensor_data(tensor.name))
-    if _TOKENS in base.head.keys:
+    if _TOKENS in base.metadata_file.keys:
         digest.update(b"tokens\0")
-        digest.update(base.head.raw_value(_TOKENS))
+        digest.update(base.metadata_file.raw_value(_TOKENS))
     return digest.hexdigest()
 
 

@@ -39,7 +39,7 @@ def merge(base: str | Path, sidecar: str | Path, target: str | Path, *, force: b
         _check_parts(base_files, inserted)
         with atomic_path(target, inputs=(base, sidecar), force=force) as temporary:
             with open(temporary, "r+b") as file:
-                digests = _write_merged(file, base_files.head, inserted)
+                digests = _write_merged(file, base_files.metadata_file, inserted)
             _check_split(temporary, digests, (str(base), str(sidecar)))
 
 
@@ -73,18 +73,18 @@ def _check_parts(base: BaseFiles, sidecar: _native.GgufFile) -> None:
         raise UnsupportedError(
             f"{base.path}: a base in {len(base.files)} files cannot be merged; join it with llama-gguf-split --merge"
         )
-    if is_merged(base.head):
+    if is_merged(base.metadata_file):
         raise UnsupportedError(f"{base.path}: holds an inserted part already; split it first")
-    own = [key for key in base.head.keys if key.startswith(keys.PREFIX)]
-    own += [tensor.name for tensor in base.head.tensors if is_inserted(tensor.name)]
+    own = [key for key in base.metadata_file.keys if key.startswith(keys.PREFIX)]
+    own += [tensor.name for tensor in base.metadata_file.tensors if is_inserted(tensor.name)]
     if own:
         raise UnsupportedError(f"{base.path}: {own[0]} is a name of otter-gguf, which a base must not have")
     if not is_sidecar(sidecar):
         raise FileError(f"{sidecar.path}: no Otter sidecar (key {keys.ADAPTER_TYPE} is not 'otter')")
-    for file in (base.head, sidecar):
+    for file in (base.metadata_file, sidecar):
         if file.size > data_end(file):
             raise FileError(f"{file.path}: {_CANNOT_RETURN} (bytes after the last tensor); {_ADVICE}")
-    _native.check_base(base.head)
+    _native.check_base(base.metadata_file)
     validate_for(base, sidecar)
 
 

@@ -199,9 +199,9 @@ def fitting_type(type: str, n_columns: int) -> str:
 
 
 def _job(files: BaseFiles, options: QuantizeOptions) -> _Base | _Sidecar | _Merged:
-    if is_sidecar(files.head):
-        return _Sidecar(files.head, options)
-    if is_merged(files.head):
+    if is_sidecar(files.metadata_file):
+        return _Sidecar(files.metadata_file, options)
+    if is_merged(files.metadata_file):
         return _Merged(files, options)
     if options.otter_type:
         raise ConfigError(f"{files.path}: holds no inserted part, so --otter-type is not for it")
@@ -217,7 +217,7 @@ class _Base:
     def __init__(self, files: BaseFiles, options: QuantizeOptions) -> None:
         self.files = files
         self.options = options
-        _native.check_base(files.head)  # and the files beside it
+        _native.check_base(files.metadata_file)  # and the files beside it
         for file in files.files:
             if file.alignment != ALIGNMENT:
                 raise UnsupportedError(
@@ -446,9 +446,9 @@ class _Merged:
     def __init__(self, files: BaseFiles, options: QuantizeOptions) -> None:
         self.path = files.path
         self.options = options
-        _native.check_base(files.head)
-        inserted = plan_inserted(files.head, options.otter_type or COPY, options)
-        base = self._plan_base(MergedParts(files.head))
+        _native.check_base(files.metadata_file)
+        inserted = plan_inserted(files.metadata_file, options.otter_type or COPY, options)
+        base = self._plan_base(MergedParts(files.metadata_file))
         self.plan = QuantizationPlan((*base.tensors, *inserted), base.without_importance)
 
     def write(self, target: Path, inputs: Sequence[str | Path], force: bool) -> None:

@@ -111,8 +111,8 @@ def compare_tokenizers(base: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
         FileError, UnsupportedError: the GGUF is damaged, or no model that llama.cpp runs.
     """
     with BaseFiles.open(base) as files:
-        _native.check_base(files.head)
-        n_used = _n_used(files.head)
+        _native.check_base(files.metadata_file)
+        n_used = _n_used(files.metadata_file)
     pair = _Pair(_native.Model(os.fsencode(base), vocab_only=True), tokenizer)
     found = Agreement([*pair.vocabulary_differences(n_used), *pair.added_differences()])
     pieces = pair.pieces(n_used)

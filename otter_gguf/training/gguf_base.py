@@ -66,15 +66,15 @@ def load_gguf_base(path: Path) -> PreTrainedModel:
 def _check(path: Path) -> tuple[float, ...] | None:
     """Check the file before transformers reads it; returns the factors of a scaled rope."""
     with BaseFiles.open(path) as base:
-        if is_sidecar(base.head):
+        if is_sidecar(base.metadata_file):
             raise FileError(f"{path}: an Otter sidecar, no base")
         if len(base.files) > 1:
             raise UnsupportedError(f"{path}: a base in shards; join them with llama-gguf-split --merge")
-        _native.check_base(base.head)
-        scaling = f"{base.head.value('general.architecture')}.rope.scaling.type"
-        if scaling in base.head.keys and base.head.value(scaling) != "none":
+        _native.check_base(base.metadata_file)
+        scaling = f"{base.metadata_file.value('general.architecture')}.rope.scaling.type"
+        if scaling in base.metadata_file.keys and base.metadata_file.value(scaling) != "none":
             raise UnsupportedError(
-                f"{path}: rope scaling {base.head.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
+                f"{path}: rope scaling {base.metadata_file.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
             )
         reason = _lost(base)
         if reason:
@@ -89,7 +89,7 @@ def _lost(base: BaseFiles) -> str | None:
     """What transformers does not read from a file, and would leave out without a word."""
     geometry = base_geometry(base)
     rotated = f"{geometry.architecture}.rope.dimension_count"
-    if rotated in base.head.keys and base.head.value(rotated) != geometry.head_dim:
+    if rotated in base.metadata_file.keys and base.metadata_file.value(rotated) != geometry.head_dim:
         return "only a part of each head is rotated"
     if base.tensor(_LONG_ROPE_FACTORS) is not None:
         return "it has long rotary factors"
@@ -146,7 +146,7 @@ def load_gguf_tokenizer(path: Path, *, check: bool = True) -> PreTrainedTokenize
     """
     _check(path)
     with BaseFiles.open(path) as base:
-        tokenizer = gguf_tokenizer(base.head)
+        tokenizer = gguf_tokenizer(base.metadata_file)
     found = compare_tokenizers(path, tokenizer)
     if found.differences and check:
         raise MismatchError(f"{path}: {_difference(found)}; {_ADVICE}")

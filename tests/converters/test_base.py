@@ -35,7 +35,7 @@ def base(model: Path) -> Path:
 
 def test_the_base_is_converted(base: Path) -> None:
     with BaseFiles.open(base) as files:
-        _native.check_base(files.head)
+        _native.check_base(files.metadata_file)
         assert base_geometry(files) == GEOMETRY
         for name, values in base_tensors().items():
             tensor = files.tensor(gguf_name(name))

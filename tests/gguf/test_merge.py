@@ -129,7 +129,7 @@ def test_a_merged_file_holds_what_both_held(base: Path, sidecar: Path, merged: P
             for tensor in file.tensors:
                 assert bytes(both.tensor_data(tensor.name)) == bytes(file.tensor_data(tensor.name))
     with BaseFiles.open(merged) as opened:
-        check_binding(opened, opened.head)
+        check_binding(opened, opened.metadata_file)
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_good_shards_are_opened(shards: list[Path]) -> None:
 
 def test_a_tensor_that_stands_in_two_shards_is_refused(shards: list[Path]) -> None:
     with BaseFiles.open(shards[0]) as files:
-        name, count = files.head.tensors[0].name, len(files.tensors)
+        name, count = files.metadata_file.tensors[0].name, len(files.tensors)
     rewrite(shards[1], more=shards[0], count=count + 1)
     rewrite(shards[0], count=count + 1)
     with refused(FileError, shards[1], name, shards[0]):

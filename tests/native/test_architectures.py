@@ -378,7 +378,7 @@ def test_the_toys_are_what_llama_cpps_converter_makes(
     found = base_logits(open_base(tmp_path / "converted.gguf"), tokens, 40)
     assert np.array_equal(found, base_logits(open_base(write_toy(tmp_path / "toy.gguf", model)), tokens, 40))
     with BaseFiles.open(tmp_path / "converted.gguf") as files:
-        _native.check_base(files.head)
+        _native.check_base(files.metadata_file)
         assert base_geometry(files) == geometry(model)
 
 

@@ -485,8 +485,8 @@ FILES = (
     Fault(
         "Loading: the base is not checked",
         "otter_gguf/loading.py",
-        "_native.check_base(base.head)  #",
-        "base.head.keys  #",
+        "_native.check_base(base.metadata_file)  #",
+        "base.metadata_file.keys  #",
         ("tests/gguf/test_hostile.py", "tests/test_model.py"),
     ),
     Fault(
