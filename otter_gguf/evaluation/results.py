@@ -309,4 +309,4 @@ def weight_of(arm: Arm) -> tuple[float | None, str]:
     if arm.guidance is None or weight is None or default_of(weight) is NEEDED:
         return None, arm.name
     family = spec.format(spec.override(arm.guidance, weight.name, default_of(weight)))
-    return getattr(rule, weight.name), family + (SECOND if arm.name.endswith(SECOND) else "")
+    return float(getattr(rule, weight.name)), family + (SECOND if arm.name.endswith(SECOND) else "")

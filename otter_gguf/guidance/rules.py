@@ -13,6 +13,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, TypeAlias, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
@@ -88,7 +89,9 @@ def wrapped_field(rule: type) -> str | None:
     """The field that holds the policy which a wrapper guides by; None for any other rule."""
     if not dataclasses.is_dataclass(rule):
         return None
-    return next((name for name, hint in types_of(rule).items() if _is_policy(hint)), None)
+    with suppress(ConfigError):  # one's own class guides, whatever its types
+        return next((name for name, hint in types_of(rule).items() if _is_policy(hint)), None)
+    return None
 
 
 def innermost(guidance: Policy | Search | None) -> Policy | Search | None:

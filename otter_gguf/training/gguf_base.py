@@ -71,10 +71,11 @@ def _check(path: Path) -> tuple[float, ...] | None:
         if len(base.files) > 1:
             raise UnsupportedError(f"{path}: a base in shards; join them with llama-gguf-split --merge")
         _native.check_base(base.metadata_file)
-        scaling = f"{base.metadata_file.value('general.architecture')}.rope.scaling.type"
-        if scaling in base.metadata_file.keys and base.metadata_file.value(scaling) != "none":
+        first = base.metadata_file
+        scaling = f"{first.value('general.architecture')}.rope.scaling.type"
+        if scaling in first.keys and first.value(scaling) != "none":
             raise UnsupportedError(
-                f"{path}: rope scaling {base.metadata_file.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
+                f"{path}: rope scaling {first.value(scaling)!r} is not read from GGUF; give the Hugging Face folder"
             )
         reason = _lost(base)
         if reason:

@@ -328,6 +328,11 @@ class Picky(Worst):
 
 class NoPolicy:
     pass
+
+
+@dataclass(frozen=True)
+class Untyped(Worst):
+    other: "Nowhere" = None
 """
 
 
@@ -369,6 +374,9 @@ def test_ones_own_class_is_named_by_module_and_class(folder: Path) -> None:
     assert spec.parse("otter_gguf.guidance.args:ARGS:weight=2") == args(weight=2.0)
     bare: Any = spec.parse("toy_policies:Bare")
     assert type(bare).__name__ == "Bare"
+    assert spec.format(bare) == "toy_policies:Bare"
+    untyped = sys.modules["toy_policies"].Untyped()
+    assert rules.innermost(Gated(untyped, entropy=1.0)) is untyped
 
 
 @pytest.mark.parametrize(
@@ -384,6 +392,7 @@ def test_ones_own_class_is_named_by_module_and_class(folder: Path) -> None:
         ("toy_policies:Worst:n_candidates=few", ("toy_policies:Worst", "n_candidates", "'few'")),
         ("toy_policies:Worst:few", ("toy_policies:Worst", "FIELD=VALUE", "'few'")),
         ("toy_policies:Bare:n_candidates=3", ("toy_policies:Bare", "'n_candidates'", "none")),
+        ("toy_policies:Untyped", ("toy_policies:Untyped", "Nowhere")),
         ("toy_policies:Picky", ("toy_policies:Picky", "never")),
         ("toy_policies:Worst+args", ("toy_policies:Worst", "+", "gated")),
         ("toy_policies:weight=2", ("'toy_policies'", "package.module:Class")),
