@@ -57,6 +57,19 @@ def test_writes_report_results_plots_and_texts(capsys: pytest.CaptureFixture[str
     assert "](plots.png)" in report
 
 
+def test_a_policy_of_ones_own(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "eval_policy.py").write_text(
+        "from otter_gguf import ARGS\n\nclass Strong(ARGS):\n    def __post_init__(self): pass\n"
+    )
+    try:
+        code, out, err = evaluate(capsys, "--json", "--no-plot", "--policy", "eval_policy:Strong:weight=2")
+    finally:
+        sys.modules.pop("eval_policy", None)
+    assert code == 0, err
+    arm = json.loads(out)["arms"][1]
+    assert (arm["name"], arm["weight"]) == ("eval_policy:Strong:weight=2", 2.0)
+
+
 def test_json_on_demand(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, err = evaluate(capsys, "--json", "--no-plot", "--policy", "args:n_candidates=4", "--ignore-eos")
     assert code == 0
@@ -108,6 +121,7 @@ def test_a_model_as_judge(capsys: pytest.CaptureFixture[str], folder: Path) -> N
         (["--second-policy", "args"], ("--second-policy", "--second-model")),
         (["--policy", "args", "--policy", "args"], ("--policy", "args")),
         (["--policy", "arg"], ("'arg'", "args")),
+        (["--policy", "eval_judge:length"], ("eval_judge:length", "Policy", "Search")),
         (["--policy", "args:weight=nan"], ("ARGS", "weight", "nan")),
         (["--n-prompts", "3"], ("--n-prompts", 3, 2)),
         (["--seeds", "0"], ("--seeds", 0, 1)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -311,5 +313,8 @@ def test_every_name_can_be_imported() -> None:
         assert getattr(otter_gguf, name) is not None
         assert name in dir(otter_gguf)
     assert len(set(names)) == len(names)
+    stub = ast.parse(Path(otter_gguf.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    typed = {name.asname for line in stub.body if isinstance(line, ast.ImportFrom) for name in line.names}
+    assert typed == set(names) - {"__version__"}, "what type checkers see is what there is"
     with pytest.raises(AttributeError, match="'Args'"):
         _ = otter_gguf.Args  # type: ignore[attr-defined]
