@@ -74,8 +74,8 @@ const context_options & checked(const context_options & options) {
 
 llama_context * create(const model & owner, const context_options & options) {
     check_cache_types(owner.get(), options.type_k, options.type_v);
-    take_log_errors();
-    std::string reason;
+    const log_errors errors;
+    std::string      reason;
     try {
         if (llama_context * ctx = llama_init_from_model(owner.get(), to_llama_params(options))) {
             return ctx;
@@ -83,11 +83,8 @@ llama_context * create(const model & owner, const context_options & options) {
     } catch (const std::exception & error) {
         reason = error.what();
     }
-    const std::string log = take_log_errors();
-    throw engine_error("llama.cpp cannot create a context of " + std::to_string(options.n_ctx) + " tokens: " +
-        (!log.empty()             ? log
-                : !reason.empty() ? reason
-                                  : "no reason given"));
+    throw engine_error(
+        "llama.cpp cannot create a context of " + std::to_string(options.n_ctx) + " tokens: " + errors.text(reason));
 }
 
 } // namespace

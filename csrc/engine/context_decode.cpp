@@ -79,7 +79,7 @@ void context::run(const token_batch & batch, reward_mode mode) {
             views->outlived.push_back(std::move(memory));
         }
     }
-    take_log_errors();
+    const log_errors errors;
     was_interrupted = false;
 
     const int64_t t_start = ggml_time_us();
@@ -108,7 +108,7 @@ void context::run(const token_batch & batch, reward_mode mode) {
     if (was_interrupted) {
         throw interrupt();
     }
-    throw engine_error("llama.cpp failed to decode (status " + std::to_string(status) + "): " + take_log_errors());
+    throw engine_error("llama.cpp failed to decode (status " + std::to_string(status) + "): " + errors.text());
 }
 
 void context::decode(const token_batch & batch, bool rewards) {

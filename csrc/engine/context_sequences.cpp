@@ -89,15 +89,14 @@ void context::sequence_shift(int32_t sequence, int32_t begin, int32_t end, int32
 
     n_last_outputs = 0;
     last_rows      = nullptr;
-    take_log_errors();
+    const log_errors errors;
     llama_memory_seq_add(memory, sequence, first, last + 1, delta);
     llama_set_abort_callback(get(), nullptr, nullptr); // keys half rotated are of no use to anybody
     apply_shift(get());
     llama_set_abort_callback(get(), poll_abort, this);
-    const std::string log = take_log_errors();
-    if (!log.empty()) {
+    if (!errors.empty()) {
         llama_memory_clear(memory, false);
-        throw engine_error("llama.cpp failed to shift, the context is empty: " + log);
+        throw engine_error("llama.cpp failed to shift, the context is empty: " + errors.text());
     }
 }
 

@@ -34,11 +34,11 @@ std::string saved_geometry(const model & owner, ggml_type type_k, ggml_type type
 std::vector<uint8_t> context::save_sequence(int32_t sequence) {
     const exclusive claimed = claim();
     check_sequence(sequence);
-    take_log_errors();
+    const log_errors     errors;
     std::vector<uint8_t> data(state_header_size + llama_state_seq_get_size(get(), sequence));
     const size_t         size = data.size() - state_header_size;
     if (size == 0 || llama_state_seq_get_data(get(), data.data() + state_header_size, size, sequence) != size) {
-        throw engine_error("llama.cpp cannot save sequence " + std::to_string(sequence) + ": " + take_log_errors());
+        throw engine_error("llama.cpp cannot save sequence " + std::to_string(sequence) + ": " + errors.text());
     }
     write_state_header(data, geometry);
     return data;
@@ -52,14 +52,14 @@ void context::load_sequence(const uint8_t * data, size_t size, int32_t sequence)
     note_if_empty(sequence);
     check_state_header(data, size, geometry);
 
-    take_log_errors();
+    const log_errors errors;
     size -= state_header_size;
     const size_t n_read = llama_state_seq_set_data(get(), data + state_header_size, size, sequence);
     if (n_read == size && llama_memory_seq_pos_max(memory, sequence) < int32_t(llama_n_ctx(get()))) {
         return;
     }
     llama_memory_seq_rm(memory, sequence, -1, -1);
-    const std::string log = take_log_errors();
+    const std::string log = errors.text();
     if (n_read == size || log.find("cells in kv cache") != std::string::npos) {
         throw context_full_error("the context of " + std::to_string(llama_n_ctx(get())) +
             " tokens has no room for the saved sequence: raise n_ctx (-c)");

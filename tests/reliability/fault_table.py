@@ -656,8 +656,8 @@ NATIVE = (
     Fault(
         "Log: the errors of all threads together",
         "csrc/engine/log.cpp",
-        "thread_local thread_log instance;",
-        "static thread_log instance;",
+        "thread_local log_errors * own_errors",
+        "static log_errors * own_errors",
         ("tests/native/test_log.py",),
     ),
     Fault(
