@@ -558,8 +558,8 @@ NATIVE = (
     Fault(
         "Fused FFN: the activation on the wrong half",
         "csrc/ops/block_ops.cpp",
-        "out[j] = (block.gelu ? gelu(out[j]) : silu(out[j])) * up[j];",
-        "out[j] = (block.gelu ? gelu(up[j]) : silu(up[j])) * out[j];",
+        "out[j] = (block.gelu_ffn ? gelu(out[j]) : silu(out[j])) * up[j];",
+        "out[j] = (block.gelu_ffn ? gelu(up[j]) : silu(up[j])) * out[j];",
         _PARITY,
     ),
     Fault(
