@@ -56,7 +56,8 @@ class Reached:
             yield f"{part:45} lines {_share(ran)}   branches {_share(branches[part])}"
         for (path, line, name), (ran_once, size) in sorted(self.functions.items()):
             if not ran_once and size >= LARGE:
-                yield f"never ran: {path}:{line} {name.partition('(')[0]} ({size} lines)"
+                short = name.replace("(anonymous namespace)::", "").partition("(")[0]
+                yield f"never ran: {path}:{line} {short} ({size} lines)"
 
 
 def _by_part(ran: dict[Any, bool]) -> dict[str, list[bool]]:
