@@ -120,6 +120,11 @@ class Child:
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process, once it has ended; negative: the signal that ended it."""
+        return self._popen.poll()
+
     def end(self, patience: float = 5.0) -> None:
         """End the process: with its input if it does so in time, and writes what it has counted, or else by force."""
         for pipe in (self._popen.stdin, self._popen.stdout):
