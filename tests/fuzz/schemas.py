@@ -57,6 +57,8 @@ _PATTERNS = [
     "^\\u00fc[$",
     "^$",
     "^\\",
+    "^[\\]\\-\\x41]+$",
+    "^\\u00e9{2}\\.(?:a|b)+$",
 ]
 _FORMATS = ["date", "time", "date-time", "uuid", "uuid1", "email", "x"]
 _NAMES = ["a", "b", "name", "ü", "", "a" * 500, 'q"', "\\", "\n", "additional", "$ref", "a-b", "a_b", "-", "root"]
@@ -91,6 +93,8 @@ def _number(rng: random.Random, depth: int) -> Any:
     if rng.random() < 0.4:
         least = rng.choice([-1, 1]) * odd_length(rng, 10**16)
         given = {bounds[rng.choice([0, 2])]: least, bounds[rng.choice([1, 3])]: least + odd_length(rng, 10**16)}
+    elif rng.random() < 0.2:
+        given = {rng.choice(bounds[:4]): rng.choice([-1, 1]) * odd_length(rng, 10**14)}
     return {"type": rng.choice(["integer", "integer", "number"]), **given}
 
 
