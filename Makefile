@@ -48,7 +48,7 @@ echo '*' > otter_gguf/converters/llama_cpp/.gitignore
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test qa lint format test-slow fuzz fuzz-validator soak asan native lock test-lowest test-latest \
+.PHONY: help demo check test qa lint format test-slow fuzz fuzz-coverage fuzz-validator soak asan native lock test-lowest test-latest \
     clean distclean
 
 help: ## this list
@@ -88,6 +88,12 @@ test-slow: $(VENV)/.test ## the slow tests
 
 fuzz: $(VENV)/.test ## 20,000 changed files and 4,000 strange texts through the public API
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+fuzz-coverage: ## the same on a build that counts what of csrc/ and of llama.cpp runs (GCC)
+fuzz-coverage: $(if $(NATIVE_PYTHON),,$(VENV)/.test)
+	$(CMAKE) -S . -B build/coverage -G Ninja $(CMAKE_ARGS) -DPython_EXECUTABLE=$(NATIVE) -DOTTER_COVERAGE=ON
+	$(CMAKE) --build build/coverage --target _native
+	$(NATIVE) -m tests.fuzz.coverage build/coverage $(FUZZ)
 
 soak: $(VENV)/.test ## all of docs/reliability.md (hours; SOAK="kills --count 10": a part)
 	$(BIN)/python -m tests.reliability.soak $(SOAK)

@@ -1,8 +1,8 @@
 # What keeps a mistake in C or C++ from becoming an attacker's tool, for llama.cpp's sources as for ours, and no path of
-# the machine that built the module inside it. Builds for finding mistakes (Debug, Sanitize, OTTER_FUZZ) do without: their
-# own checks see more, and debuggers and coverage want the real paths.
+# the machine that built the module inside it. Builds for finding mistakes (Debug, Sanitize, OTTER_FUZZ, OTTER_COVERAGE)
+# do without: their own checks see more, and debuggers and coverage want the real paths.
 
-if(OTTER_FUZZ OR MSVC OR NOT CMAKE_BUILD_TYPE MATCHES "^(Release|MinSizeRel|RelWithDebInfo)$")
+if(OTTER_FUZZ OR OTTER_COVERAGE OR MSVC OR NOT CMAKE_BUILD_TYPE MATCHES "^(Release|MinSizeRel|RelWithDebInfo)$")
   return()
 endif()
 include(CheckCXXCompilerFlag)

@@ -31,3 +31,10 @@ endif()
 
 # EXCLUDE_FROM_ALL: only what the module links is compiled, and none of llama.cpp's install rules reach the wheel.
 add_subdirectory("${OTTER_LLAMA_CPP_SOURCE}" llama.cpp EXCLUDE_FROM_ALL)
+
+# GCC 12's _tile_loadconfig reads 8 of the 64 bytes as far as the optimizer knows, which takes the rest for dead: tiles
+# of no size, and SIGILL in the first product of a quantized matrix on a processor with AMX.
+if(TARGET ggml-cpu AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set_source_files_properties("${OTTER_LLAMA_CPP_SOURCE}/ggml/src/ggml-cpu/amx/mmq.cpp" TARGET_DIRECTORY ggml-cpu
+    PROPERTIES COMPILE_OPTIONS "-fno-tree-dse;-fno-dse")
+endif()

@@ -100,7 +100,7 @@ class Child:
         waited = time.monotonic() - since
         if waited < MAX_SECONDS or (self._used() - used < MAX_SECONDS and waited < 6 * MAX_SECONDS):
             return None
-        self.end()
+        self.end(patience=0.0)
         return End(self._kind(), f"more than {MAX_SECONDS:g} seconds (in: {self.beat})", {})
 
     def _kind(self) -> str:
@@ -120,15 +120,22 @@ class Child:
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def end(self) -> None:
-        """End the process."""
-        if self._popen.poll() is None:
-            self._popen.kill()
-        self._popen.wait()
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process, once it has ended; negative: the signal that ended it."""
+        return self._popen.poll()
+
+    def end(self, patience: float = 5.0) -> None:
+        """End the process: with its input if it does so in time, and writes what it has counted, or else by force."""
         for pipe in (self._popen.stdin, self._popen.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+        try:
+            self._popen.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
 
 
 def _limit() -> None:

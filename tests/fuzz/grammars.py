@@ -94,9 +94,18 @@ _BOMBS: list[Callable[[random.Random, int], str]] = [
 ]
 
 
+def _of_tokens(rng: random.Random) -> str:
+    """Tokens by their ids or names, which must be one token each; none holds for long."""
+    names = ["<[3]>", "<[5]>", "!<[5]>", "!<[287]>", "<[288]>", "<s>", "!</s>", "<more_1>", "<|river|>"]
+    items = [rng.choice(names) + rng.choice(["", "", "*", "+", "{2}"]) for _ in range(rng.randint(1, 3))]
+    return "root ::= " + rng.choice([" ", " | "]).join([*items, rng.choice(["", "", ".*", "[^x]", '"a"'])]).strip(" |")
+
+
 def grammar(rng: random.Random) -> str:
     """A grammar of some kind."""
     kind = rng.random()
+    if kind < 0.1:
+        return _of_tokens(rng)
     if kind < 0.6:
         return _random(rng)
     if kind < 0.9:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from .strings import odd_length, text
+from .strings import odd_length, text, words
 
 _NUMBERS = [
     0,
@@ -57,15 +57,17 @@ _PATTERNS = [
     "^\\u00fc[$",
     "^$",
     "^\\",
+    "^[\\]\\-\\x41]+$",
+    "^\\u00e9{2}\\.(?:a|b)+$",
 ]
 _FORMATS = ["date", "time", "date-time", "uuid", "uuid1", "email", "x"]
-_NAMES = ["a", "b", "name", "ü", "", "a" * 600, 'q"', "\\", "\n", "additional", "$ref", "a-b", "a_b", "-", "root"]
+_NAMES = ["a", "b", "name", "ü", "", "a" * 500, 'q"', "\\", "\n", "additional", "$ref", "a-b", "a_b", "-", "root"]
 
 
 def _random(rng: random.Random, depth: int = 0) -> Any:
     kind = rng.choice(_KINDS if depth < 5 else _LEAVES)
     made: Any = kind(rng, depth)
-    if isinstance(made, dict) and rng.random() < 0.1:
+    if isinstance(made, dict) and rng.random() < 0.03:
         made[rng.choice(["$ref", "type", "enum", "const", "minimum", "default", "title", "not", "nullable"])] = _odd(
             rng
         )
@@ -73,14 +75,26 @@ def _random(rng: random.Random, depth: int = 0) -> Any:
 
 
 def _odd(rng: random.Random) -> Any:
+    if rng.random() < 0.002:
+        return "\ud800"
     return rng.choice(
-        [None, True, 0, -1, 10**30, "", "x", "#", "#/$defs/a", [], [[]], {}, {"a": {}}, "\ud800", [None, 1, "a"], 1.5]
+        [None, True, 0, -1, 10**30, "", "x", "#", "#/$defs/a", [], [[]], {}, {"a": {}}, [None, 1, "a"], 1.5]
     )
+
+
+def _typed(rng: random.Random, name: str, rest: dict[str, Any]) -> dict[str, Any]:
+    """Of a type, which its other keys may tell as well."""
+    return rest if rng.random() < 0.2 else {"type": name, **rest}
 
 
 def _number(rng: random.Random, depth: int) -> Any:
     bounds = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
-    given = {name: rng.choice(_NUMBERS) for name in rng.sample(bounds, rng.choice([0, 1, 2]))}
+    given: dict[str, Any] = {name: rng.choice(_NUMBERS) for name in rng.sample(bounds, rng.choice([0, 1, 2]))}
+    if rng.random() < 0.4:
+        least = rng.choice([-1, 1]) * odd_length(rng, 10**16)
+        given = {bounds[rng.choice([0, 2])]: least, bounds[rng.choice([1, 3])]: least + odd_length(rng, 10**16)}
+    elif rng.random() < 0.2:
+        given = {rng.choice(bounds[:4]): rng.choice([-1, 1]) * odd_length(rng, 10**14)}
     return {"type": rng.choice(["integer", "integer", "number"]), **given}
 
 
@@ -89,43 +103,46 @@ def _string(rng: random.Random, depth: int) -> Any:
         {},
         {"pattern": rng.choice(_PATTERNS)},
         {"format": rng.choice(_FORMATS)},
-        {"minLength": rng.choice(_SIZES), "maxLength": rng.choice(_SIZES)},
-        {"pattern": f"^{text(rng, 200)}$"},
+        {"minLength": rng.choice(_SIZES), "maxLength": rng.choice(_SIZES)} if rng.random() < 0.2 else {},
+        {"pattern": f"^{words(rng, 200)}$" if rng.random() < 0.7 else f"^{text(rng, 200)}$"},
+        {"minLength": (least := rng.choice(_SIZES[:5])), "maxLength": least + rng.choice(_SIZES[:5])},
     ]
-    return {"type": "string", **rng.choice(extras)}
+    return _typed(rng, "string", rng.choice(extras))
 
 
 def _constant(rng: random.Random, depth: int) -> Any:
-    values = [_odd(rng) for _ in range(rng.choice([0, 1, 3, 200]))]
+    values = [_odd(rng) for _ in range(rng.choice([0, 1, 3, 3, 200]))]
     return {"enum": values} if rng.random() < 0.6 else {"const": _odd(rng)}
 
 
 def _simple(rng: random.Random, depth: int) -> Any:
-    return rng.choice(
-        [
-            True,
-            False,
-            {},
-            {"type": "null"},
-            {"type": "boolean"},
-            {"type": ["string", "null"]},
-            {"type": "x"},
-            {"type": []},
-        ]
-    )
+    if rng.random() < 0.1:
+        return rng.choice([True, False, {"type": "x"}, {"type": []}])
+    return rng.choice([{}, {"type": "null"}, {"type": "boolean"}, {"type": ["string", "null"]}])
 
 
 def _reference(rng: random.Random, depth: int) -> Any:
-    return {
-        "$ref": rng.choice(
-            ["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#/nothing", "http://x/y", "", "#/$defs/a/b/c"]
-        )
-    }
+    good = ["#/$defs/a", "#/$defs/b"]
+    bad = [
+        "#",
+        "#/properties/a",
+        "#/nothing",
+        "http://x/y",
+        "",
+        "#/$defs/a/b/c",
+        "#/$defs/a/anyOf/0",
+        "#/$defs/b/enum/1",
+    ]
+    return {"$ref": rng.choice(good if rng.random() < 0.8 else bad)}
 
 
 def _array(rng: random.Random, depth: int) -> Any:
-    made: dict[str, Any] = {"type": "array", "items": _random(rng, depth + 1)}
-    if rng.random() < 0.5:
+    made = _typed(rng, "array", {"items": _random(rng, depth + 1)})
+    if rng.random() < 0.2:
+        made["items"] = [made["items"], *(_random(rng, depth + 1) for _ in range(rng.randint(0, 2)))]
+    if rng.random() < 0.3:
+        made |= {"minItems": (least := rng.choice(_SIZES[:4])), "maxItems": least + rng.choice(_SIZES[:4])}
+    elif rng.random() < 0.1:
         made |= {"minItems": rng.choice(_SIZES), "maxItems": rng.choice(_SIZES)}
     if rng.random() < 0.2:
         made["prefixItems"] = [_random(rng, depth + 1) for _ in range(rng.randint(0, 3))]
@@ -133,13 +150,13 @@ def _array(rng: random.Random, depth: int) -> Any:
 
 
 def _object(rng: random.Random, depth: int) -> Any:
-    names = rng.sample(_NAMES, rng.randint(0, 4))
-    made: dict[str, Any] = {"type": "object", "properties": {name: _random(rng, depth + 1) for name in names}}
+    names = rng.sample(_NAMES, rng.randint(0, 4)) + (["a" * 600] if rng.random() < 0.005 else [])
+    made = _typed(rng, "object", {"properties": {name: _random(rng, depth + 1) for name in names}})
     if rng.random() < 0.7:
         made["required"] = [name for name in [*names, "other"] if rng.random() < 0.5]
     if rng.random() < 0.3:
         made["additionalProperties"] = _random(rng, depth + 1)
-    if depth == 0 and rng.random() < 0.5:
+    if depth == 0 and rng.random() < 0.9:
         made["$defs"] = {name: _random(rng, 1) for name in ("a", "b")}
     return made
 

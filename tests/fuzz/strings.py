@@ -68,6 +68,9 @@ _NAMES = [
     "<0x0",
     "[EMPTY_1]",
     "<more_1>",
+    "<mask> ",
+    " <|endoftext|>  ",
+    "<|end|>",
     "<|",
 ]
 _WORDS = [

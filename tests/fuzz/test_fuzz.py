@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+import signal
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.gguf.mutants import GENTLE, mutated
+from otter_gguf import Otter, OtterError
+from tests.gguf.mutants import GENTLE, copied, mutated
 
-from . import fleet
+from . import fleet, vocabularies
+from .coverage import Reached
 from .fleet import Fleet, Job
 from .planted import PLANTED
 from .seeds import Seeds, complete, write_llamas, write_seeds
@@ -75,6 +80,34 @@ def test_a_lost_process_ends_no_other_trial(folder: Path, tmp_path: Path) -> Non
     assert crew.counts["planted"] == {("accepted", "accepted"): 2, ("refused", "refused"): 1}
 
 
+def test_a_process_ends_by_itself_and_writes_what_it_has_counted(folder: Path, tmp_path: Path) -> None:
+    crew = Fleet(folder, tmp_path, tmp_path / "keep")
+    idle, busy = crew.child(), crew.child()
+    idle.end(patience=60.0)
+    busy.ask("planted", 1, list(PLANTED).index("hang"))
+    busy.end(patience=0.1)
+    assert (idle.exit_code, busy.exit_code) == (0, -signal.SIGKILL)
+
+
+def test_what_was_reached_is_counted_once() -> None:
+    """A template that two object files compile, and that ran in one of them."""
+
+    def compiled(count: int) -> dict[str, Any]:
+        branches = [{"count": count, "throw": False}, {"count": 0, "throw": False}, {"count": 0, "throw": True}]
+        function = {"start_line": 1, "end_line": 20, "demangled_name": "otter::f(int)", "execution_count": count}
+        return {"lines": [{"line_number": 5, "count": count, "branches": branches}], "functions": [function]}
+
+    never, once = Reached(), Reached()
+    for count in (0, 3, 0):
+        once.add("csrc/ops/f.h", compiled(count))
+        never.add("csrc/ops/f.h", compiled(0))
+    (row,) = once.table()
+    assert row.split() == "csrc/ops lines 1 of 1 (100.0%) branches 1 of 2 (50.0%)".split()
+    row, function = never.table()
+    assert row.split() == "csrc/ops lines 0 of 1 ( 0.0%) branches 0 of 2 ( 0.0%)".split()
+    assert function == "never ran: csrc/ops/f.h:1 otter::f (20 lines)"
+
+
 def test_few_trials_end_well(folder: Path, tmp_path: Path) -> None:
     crew = run(folder, tmp_path, [Job("files", 7, list(range(30))), Job("texts", 9, list(range(4)))])
     assert crew.tell() == 0, dict(crew.bad)
@@ -130,3 +163,18 @@ def test_tokenizers_of_every_kind(folder: Path) -> None:
     byte_level(file, "tekken")
     assert "Ġotter".encode() in tokens_of(file)
     assert "Ġotter".encode() not in tokens_of(good)
+    gemma = good.set("general.name", "str", "another")
+    vocabularies.gemma4(gemma)
+    assert tokens_of(gemma)[:2] == [b"<0x00>", b"<0x01>"]
+    assert "▁otter".encode() in tokens_of(gemma)
+
+
+@pytest.mark.parametrize("change", [vocabularies.gemma4, vocabularies.add_special])
+def test_most_of_these_tokenizers_are_taken(change: Any, folder: Path, tmp_path: Path) -> None:
+    seeds, taken = Seeds(folder), 0
+    for seed in range(10):
+        file = copied(seeds.file(seeds.path("toy-values", "base")))
+        change(file, *([] if change is vocabularies.gemma4 else [random.Random(seed)]))
+        with suppress(OtterError), Otter(file.write(tmp_path / "base.gguf"), n_ctx=8) as llm:
+            taken += len(llm.tokenize("the otter <mask>  <|end|>", special=True)) > 3
+    assert taken >= 7

@@ -226,8 +226,10 @@ class TextTrials:
         pre = rng.choice([None, *(pre for pre in vocabularies.PRE_TOKENIZERS)])
         if name == TRAINED:
             base = base.drop("tokenizer.ggml.pre") if pre is None else base.set("tokenizer.ggml.pre", "str", pre)
-        elif rng.random() < 0.6:
+        elif (kind := rng.random()) < 0.6:
             vocabularies.byte_level(base, pre)
+        elif kind < 0.7:
+            vocabularies.gemma4(base)
         vocabularies.set_template(base, CHAT_TEMPLATE)
         path = Path(base.write(self._scratch / "base.gguf"))
         with BaseFiles.open(path) as files:

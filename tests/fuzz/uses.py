@@ -21,6 +21,9 @@ GUIDANCE = ["args:n_candidates=2,label=reward", "args:weight=-3,n_candidates=3,l
             "threshold:limit=0,action=resample,tries=2,label=reward", "chunk_beam:label=reward",
             "speculative_rejection:n=3,label=reward,pause=2"]  # fmt: skip
 
+VOCABULARY = ["vocabulary", "vocabulary:weight=-3", "args:n_candidates=2,label=reward"]
+"""For models with a vocabulary head."""
+
 Use = Callable[[Otter, random.Random], object]
 Named = tuple[str, Use]
 
@@ -97,13 +100,18 @@ def score(llm: Otter, rng: random.Random) -> None:
 def guided(llm: Otter, rng: random.Random) -> None:
     """By a rule."""
     options: dict[str, Any] = {"context_shift": True, "max_tokens": 30} if rng.random() < 0.1 else {"max_tokens": 4}
-    llm.create_completion(prompt(llm, rng), guidance=parse(rng.choice(GUIDANCE)), **options)
+    rule = rng.choice(GUIDANCE)
+    if llm.insertion and rng.random() < 0.5 and any(head.kind == "vocabulary" for head in llm.insertion.heads):
+        rule = rng.choice(VOCABULARY)
+    llm.create_completion(prompt(llm, rng), guidance=parse(rule), **options)
 
 
 def constrained(llm: Otter, rng: random.Random) -> None:
-    """By a grammar or a schema."""
-    top: dict[str, Any] = {"top_k": 0} if rng.random() < 0.5 else {}
-    llm.create_completion(prompt(llm, rng), max_tokens=4, **top, **constraint(rng))
+    """By a grammar or a schema, at times in each branch of a search."""
+    options: dict[str, Any] = {"top_k": 0} if rng.random() < 0.5 else {}
+    if rng.random() < 0.1:
+        options["guidance"] = parse(rng.choice(GUIDANCE))
+    llm.create_completion(prompt(llm, rng), max_tokens=4, **options, **constraint(rng))
 
 
 def plain_constrained(llm: Otter, rng: random.Random) -> None:
@@ -115,7 +123,10 @@ def plain_constrained(llm: Otter, rng: random.Random) -> None:
         {"grammar": "root ::= .*"},
     ]
     top_k = rng.choice([0, 40])
-    llm.create_completion(prompt(llm, rng), max_tokens=8, top_k=top_k, temperature=2.0, **rng.choice(choices))
+    options: dict[str, Any] = {"guidance": parse("best_of_n:n=2,label=reward")} if rng.random() < 0.1 else {}
+    llm.create_completion(
+        prompt(llm, rng), max_tokens=8, top_k=top_k, temperature=2.0, **options, **rng.choice(choices)
+    )
 
 
 _FORMS: list[Any] = [

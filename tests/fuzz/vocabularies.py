@@ -16,8 +16,19 @@ from .inputs import odd_length, text
 
 _VALIDATOR = Path(__file__).parents[2] / "csrc" / "gguf" / "check_vocab.cpp"
 _TOKENS = "tokenizer.ggml.tokens"
-_IDS = "bos eos eot eom unknown seperator padding cls mask fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep".split()
-_BOOLS = "add_bos_token add_eos_token add_sep_token add_space_prefix remove_extra_whitespaces".split()
+_WORDS = 25
+"""The toys' last tokens, which are words: their byte tokens are needed."""
+_IDS = """bos eos eot eom unknown seperator padding cls mask fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep
+prefix suffix middle""".split()
+_BOOLS = """add_bos_token add_eos_token add_sep_token add_space_prefix remove_extra_whitespaces normalizer.lowercase
+normalizer.strip_accents""".split()
+_SPECIAL = """<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|>
+<|eom_id|> _<EOT> [EOT] [EOS] <eos> <turn|> <|tool_response> </s> <|fim_prefix|> <|fim_suffix|> <|fim_middle|>
+<|fim_pad|> [PAD] <|fim_repo|> <|file_sep|> <|channel|> <|message|> <|start|> <|constrain|> <unused_1> <mask> [MASK]
+<unk> <s>""".split()
+"""Tokens that llama.cpp knows by their text, whatever the file says of them."""
+_MODELS = ["Phi-3 mini", "my phi3", "modern-bert", "x" * 3000, "", "\0phi-3"]
+"""Names of models, some of which give tokens properties."""
 
 
 def pre_tokenizers() -> list[str]:
@@ -48,6 +59,21 @@ def byte_level(file: Gguf, pre: str | None) -> None:
         _set(file, "tokenizer.ggml.pre", "str", pre)
 
 
+def gemma4(file: Gguf) -> None:
+    """Make it Gemma 4's tokenizer: merges of characters, not of bytes, which are tokens by name."""
+    if (count := len(tokens_of(file))) < len(BPE_TOKENS):
+        return
+    plain = [token.replace("Ġ", "▁").replace("Ċ", "\n") for token in BPE_TOKENS[256:]]
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), *plain, *(f"<more_{i}>" for i in range(count))][:count]
+    _set(file, "tokenizer.ggml.model", "str", "gemma4")
+    _set(file, _TOKENS, "arr[str]", tokens)
+    merges = [" ".join(pair).replace("Ġ", "▁").replace("Ċ", "\n") for pair in MERGES]
+    _set(file, "tokenizer.ggml.merges", "arr[str]", merges)
+    _set(file, "tokenizer.ggml.token_type", "arr[i32]", [6] * 256 + [1] * (count - 256))
+    _set(file, "tokenizer.ggml.bos_token_id", "u32", 257)
+    _set(file, "tokenizer.ggml.eos_token_id", "u32", 258)
+
+
 def tokens_of(file: Gguf) -> list[bytes]:
     """The tokens; none if the file has no such list."""
     values = [
@@ -71,6 +97,8 @@ def _set(file: Gguf, key: str, type: str, value: Any) -> None:
 def change_kind(file: Gguf, rng: random.Random) -> None:
     byte_level(file, rng.choice([None, *PRE_TOKENIZERS]))
     if rng.random() < 0.1:
+        gemma4(file)
+    elif rng.random() < 0.1:
         _set(
             file, "tokenizer.ggml.model", "str", rng.choice(["gemma4", "bert", "t5", "rwkv", "plamo2", "none", "llama"])
         )
@@ -87,8 +115,7 @@ def change_token(file: Gguf, rng: random.Random) -> None:
     if not (tokens := tokens_of(file)):
         return
     for _ in range(rng.choice([1, 1, 2, 5, 20])):
-        # The toys' byte tokens are needed: the last tokens are words.
-        place = rng.randrange(len(tokens)) if rng.random() < 0.1 else -rng.randint(1, min(25, len(tokens)))
+        place = rng.randrange(len(tokens)) if rng.random() < 0.1 else -rng.randint(1, min(_WORDS, len(tokens)))
         tokens[place] = _token(rng)
     _set(file, _TOKENS, "arr[str]", tokens)
 
@@ -118,6 +145,20 @@ def _token(rng: random.Random) -> bytes:
     )
 
 
+def add_special(file: Gguf, rng: random.Random) -> None:
+    """Tokens, and a name of the model, for which llama.cpp has rules of its own."""
+    if len(tokens := tokens_of(file)) <= _WORDS:
+        return
+    names = rng.sample(_SPECIAL, rng.choice([1, 5, _WORDS - 1]))
+    if rng.random() < 0.5:
+        _set(file, "general.name", "str", rng.choice(_MODELS))
+        names.append("<|endoftext|>")  # which Phi-3 must have
+    for place, name in enumerate(names, 1):
+        if name.encode() not in tokens:
+            tokens[-place] = name.encode()
+    _set(file, _TOKENS, "arr[str]", tokens)
+
+
 def change_merges(file: Gguf, rng: random.Random) -> None:
     byte_level(file, rng.choice([None, *PRE_TOKENIZERS]) if rng.random() < 0.5 else "gpt-2")
     pieces = [*BPE_TOKENS[:300], "", " ", "ĠĠĠĠ", "x" * 300, "\u00fc", "Ġthe", "\U0001f9a6"]
@@ -134,6 +175,9 @@ def change_types(file: Gguf, rng: random.Random) -> None:
 
 def change_scores(file: Gguf, rng: random.Random) -> None:
     count = len(tokens_of(file))
+    if rng.random() < 0.2:
+        _set(file, "tokenizer.ggml.scores", "arr[i32]", rng.choices([0, -1, 2**31 - 1], k=count))
+        return
     values = rng.choice([[0.0], [-1.0, 1.0], [1e38, -1e38], [float("nan"), 0.0], [float(i) for i in range(50)]])
     _set(file, "tokenizer.ggml.scores", "arr[f32]", rng.choices(values, k=count))
 
@@ -200,6 +244,7 @@ def template(rng: random.Random) -> str:
 MUTATIONS: list[Mutation] = [
     change_kind, change_pre, change_pre, change_pre, change_token, change_token, change_token, change_merges,
     change_types, change_types, change_scores, change_ids, change_ids, change_bools, cut_vocabulary, add_lists,
+    add_special, add_special,
 ]  # fmt: skip
 TEMPLATE_MUTATIONS: list[Mutation] = [change_template]
 """A process renders templates: these mutants take longer."""
