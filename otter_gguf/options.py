@@ -51,7 +51,7 @@ class LoadArguments(TypedDict, total=False):
     use_mlock: bool
     check_tensors: bool
     verify_checksums: bool
-    flash_attn: FlashAttention
+    flash_attn: FlashAttention | bool
     type_k: CacheType
     type_v: CacheType
     n_seq_max: int
@@ -92,7 +92,9 @@ class LoadOptions:
             ("--verify-checksums",), "compare a sidecar or a merged file with its checksums (a plain base has none)"
         ),
     )
-    flash_attn: FlashAttention = field(default="auto", metadata=_flags(("-fa", "--flash-attn"), "flash attention"))
+    flash_attn: FlashAttention | bool = field(
+        default="auto", metadata=_flags(("-fa", "--flash-attn"), "flash attention")
+    )
     type_k: CacheType = field(default="f16", metadata=_flags(("-ctk", "--cache-type-k"), "type of the cached keys"))
     type_v: CacheType = field(default="f16", metadata=_flags(("-ctv", "--cache-type-v"), "type of the cached values"))
     n_seq_max: int = field(
@@ -104,9 +106,8 @@ class LoadOptions:
     )
 
     def __post_init__(self) -> None:
-        flash_attn: object = self.flash_attn
-        if isinstance(flash_attn, bool):  # llama-cpp-python's way to say it
-            object.__setattr__(self, "flash_attn", "on" if flash_attn else "off")
+        if isinstance(self.flash_attn, bool):  # llama-cpp-python's way to say it
+            object.__setattr__(self, "flash_attn", "on" if self.flash_attn else "off")
         object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         at_least = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_threads": 0, "n_threads_batch": 0, "n_seq_max": 1}
         for name, least in at_least.items():
@@ -210,7 +211,7 @@ NO_CUTS: SamplingArguments = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 def choices(options: type, name: str) -> tuple[Any, ...]:
     """The values that an option of a fixed set can take, else ()."""
     hint = get_type_hints(options)[name]
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())
 
 
 def takes(source: Callable[..., Any]) -> Callable[[_F], _F]:
