@@ -56,10 +56,11 @@ def test_the_longest_token_and_a_grammar_fit_a_small_stack(tmp_path: Path) -> No
     code = """
     import numpy as np
     from otter_gguf import _native
+    from tests.native.helpers import open_sampler
 
     def choose():
         model = _native.Model(sys.argv[1], vocab_only=True)
-        sampler = _native.Sampler(model, temperature=0.0, grammar="root ::= [a-z]+")
+        sampler = open_sampler(model, temperature=0.0, grammar="root ::= [a-z]+")
         logits = np.zeros(model.n_vocab, np.float32)
         logits[int(sys.argv[2])] = 1.0
         print(sampler.sample(logits), sampler.sample(logits))
