@@ -29,6 +29,11 @@ def finite(value: object, what: str, expected: str = "a finite number") -> float
     return number
 
 
+def is_whole(value: object, least: int = 0, most: int | None = None) -> bool:
+    """Whether it is a whole number within these bounds. True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
+
+
 def shown(value: object) -> str:
     """A value in a message: some have a million digits, or cannot be written at all."""
     try:

@@ -194,5 +194,5 @@ def make_context(model: _native.Model, options: LoadOptions, *, n_outputs_max: i
         n_threads_batch=check_threads("n_threads_batch", options.n_threads_batch) or n_threads,
         type_k=options.type_k,
         type_v=options.type_v,
-        flash_attn=options.flash_attn,
+        flash_attn=str(options.flash_attn),  # no bool any more
     )

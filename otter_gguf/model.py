@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _native
 from ._logging import logger, set_verbose
 from ._numbers import shown
+from .arguments import CallArguments, Prompts, make_request, sampling_options
 from .chat.template import ChatTemplate, json_schema_of
 from .completion import (
     ChatResponse,
@@ -24,27 +25,23 @@ from .completion import (
     completion,
     completion_chunks,
 )
-from .config import InsertionConfig
 from .context.batches import common_length
 from .context.session import BYTES, LanguageModel, Session, sessions_by_name
 from .context.state import ContextState, identity
-from .engine import Engine, Guidance, Handle, LogitsProcessor, Request, StoppingCriterion, Stream
+from .engine import Engine, Guidance, Handle, Request, Stream
 from .errors import ConfigError, ContextFullError, MismatchError
-from .guidance.base import Policy
 from .loading import check_files, context_length, load_model, make_context
-from .options import LoadOptions, SamplingOptions, takes
+from .options import LoadArguments, LoadOptions, SamplingArguments, SamplingOptions, takes
 from .scoring import Score
 from .steps import Float32, Step
-from .text import stop_strings, utf8
+from .text import utf8
+from .text_model import TextModel, implements
 
-# A policy has chosen its candidates: llama.cpp's cuts apply to its scores where they are asked for, not by themselves.
-_NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-
-Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
-"""A text, or tokens, or several of either."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class Otter:
+class Otter(TextModel):
     """A base GGUF with its sidecar, ready to generate and to score.
 
     Args:
@@ -73,7 +70,7 @@ class Otter:
         otter: str | Path | None = None,
         seed: int = -1,
         verbose: bool = False,
-        **options: Any,
+        **options: Unpack[LoadArguments],
     ) -> None:
         self.options = LoadOptions(**options)
         SamplingOptions(seed=seed)
@@ -81,17 +78,16 @@ class Otter:
         files = check_files(model_path, otter)
         self.model_path = files.path
         self._sidecar = files.sidecar
-        self.insertion: InsertionConfig | None = files.insertion
-        self.metadata: dict[str, Any] = files.metadata
-        """The model file's metadata, without long arrays such as the vocabulary."""
+        self.insertion = files.insertion
+        self.metadata = files.metadata
         self.seed = seed
         self.model: _native.Model = load_model(files, self.options)
         self.context: _native.Context = make_context(self.model, self.options)
         """The lower level: batches of sequences in numpy, see ``docs/python-api.md``. What it is fed directly is
         forgotten by the next call of a method of this class."""
         n_ctx = context_length(self.model, self.options)
-        self.session = Session(self.model, self.context, str(self.model_path), self.insertion, n_ctx, seed)
-        self.engine = Engine(self.session)
+        self._session = Session(self.model, self.context, self.model_path, self.insertion, n_ctx, seed)
+        self.engine = Engine(self._session)
         """The texts in the context; the methods below are what to use, unless you serve many callers."""
         if n_ctx > self.model.n_ctx_train:
             logger.warning("n_ctx is %d, the model was trained with %d", n_ctx, self.model.n_ctx_train)
@@ -99,50 +95,36 @@ class Otter:
     # ---- what it is --------------------------------------------------------------------------------------------
 
     @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
     def n_ctx(self) -> int:
-        """Tokens that a text can have, prompt included."""
         return self.session.n_ctx
 
     @property
     def n_vocab(self) -> int:
-        """Tokens in the vocabulary."""
         return self.model.n_vocab
 
     @property
     def n_rewards(self) -> int:
-        """Rewards of a token; 0 for a plain model."""
         return self.model.n_rewards
 
     @property
-    def reward_labels(self) -> tuple[str, ...]:
-        """What each reward means."""
-        return self.insertion.reward_labels if self.insertion else ()
-
-    @property
-    def vocabulary_heads(self) -> tuple[str, ...]:
-        """Names of the heads that score every next token. The index of a name is the ``head`` of ``queries`` and
-        ``vocabulary_scores`` of :attr:`context`."""
-        return tuple(head.name for head in self.insertion.vocabulary_heads) if self.insertion else ()
-
-    @property
     def last_rewards(self) -> list[float]:
-        """The rewards of the text as it stands in the context; empty for a plain model."""
         last = self.session.streams.last
         return [float(reward) for reward in last.rewards] if last is not None else []
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether :meth:`create_chat_completion` can be used."""
         return self.model.chat_template() is not None
 
     # ---- text and tokens ---------------------------------------------------------------------------------------
 
     def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Tokens of a text. ``special``: read ``<|...|>`` as the token of that name."""
         return self.session.tokenize(text, add_bos=add_bos, special=special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
-        """The bytes of tokens. ``special``: write special tokens by name instead of leaving them out."""
         ids = list(map(operator.index, tokens))
         for odd in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= odd < self.n_vocab:
@@ -150,104 +132,31 @@ class Otter:
         return self.model.detokenize(ids, special=special)
 
     def token_bos(self) -> int:
-        """The begin-of-text token, -1 if the vocabulary has none."""
         return self.model.bos_token
 
     def token_eos(self) -> int:
-        """The end-of-text token, -1 if the vocabulary has none. Other tokens may end a text too."""
         return self.model.eos_token
 
     # ---- generating --------------------------------------------------------------------------------------------
 
-    @overload
-    def create_completion(
-        self, prompt: Prompts, *, stream: Literal[False] = False, **options: Any
-    ) -> CompletionResponse: ...
-
-    @overload
-    def create_completion(
-        self, prompt: Prompts, *, stream: Literal[True], **options: Any
-    ) -> Iterator[CompletionResponse]: ...
-
-    @overload
-    def create_completion(
-        self, prompt: Prompts, *, stream: bool, **options: Any
-    ) -> CompletionResponse | Iterator[CompletionResponse]: ...
-
-    @takes(SamplingOptions)
+    @implements(TextModel.create_completion)
+    @takes(make_request)
     def create_completion(
         self,
         prompt: Prompts,
         *,
         max_tokens: int | None = 128,
-        stop: str | Iterable[str] | None = None,
         stream: bool = False,
         echo: bool = False,
-        guidance: Guidance | None = None,
-        reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         logprobs: int | None = None,
         prompt_rewards: bool = False,
-        step_records: bool = False,
-        cache_prompt: bool = False,
-        context_shift: bool = False,
-        n_keep: int = 0,
-        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
-        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
-        **sampling: Any,
+        **options: Unpack[CallArguments],
     ) -> CompletionResponse | Iterator[CompletionResponse]:
-        """Continue a prompt, or several side by side.
-
-        Args:
-            prompt: Text, or tokens (then nothing is added in front). A list of either runs as one batch: the texts are
-                those of single calls, up to rounding where kernels depend on the batch.
-            max_tokens: At most this many a text; None or -1 = until the context is full.
-            stop: End before any of these strings; they are not part of the text.
-            stream: Return an iterator of chunks instead of the whole. It ends where another text needs its place.
-            echo: Put the prompt before the text.
-            guidance: How rewards steer the choice of tokens, such as ``ARGS(weight=1.5)``. With a token-level policy,
-                ``top_k``, ``top_p`` and ``min_p`` act on its scores, where they are given; by default they are off.
-            reward_model: Whose rewards guide in the place of this model's; or several by name, beside this model's.
-            logprobs: Also give log-probabilities of the chosen tokens and of this many most likely ones, under the base
-                at temperature 1, without bias, penalties and guidance.
-            prompt_rewards: Also give ``choices[0]["prompt_rewards"]``, of every token of the prompt.
-            step_records: Also give ``choices[0]["steps"]``: what guidance looked at (``docs/guidance.md``).
-            cache_prompt: Reuse what the context holds of this prompt; results may differ in the last bits.
-            context_shift: When the context is full, drop half of the tokens behind the first ``n_keep`` and go on.
-            logits_processor: (tokens so far, (n_vocab,) logits) -> logits, before everything else; one or a list.
-            stopping_criteria: (tokens so far, (n_vocab,) logits) -> whether to end after this token; one or a list.
-            sampling: The fields of :class:`otter_gguf.options.SamplingOptions`.
-
-        Returns:
-            A dict in OpenAI's shape, a choice for each prompt, with :class:`otter_gguf.completion.Rewards`.
-
-        Raises:
-            ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks; of a
-                stream also: another text needed its place.
-            ContextFullError: The prompt is longer than the context.
-            MismatchError: ``reward_model`` has another vocabulary.
-            EngineError: A callback uses the model that calls it; an interrupt of another thread's call hit the same
-            step.
-        """
         prompts = self._prompts(prompt)
         if prompt_rewards and len(prompts) > 1:
             raise ConfigError("prompt_rewards: only with a single prompt")
-        run = self._run(
-            prompts,
-            stream=stream,
-            sampling=_sampling(sampling, guidance),
-            guidance=guidance,
-            reward_models=sessions_by_name(reward_model),
-            max_tokens=_limit(max_tokens),
-            stop=_stop(stop),
-            logprobs=logprobs,
-            prompt_rewards=prompt_rewards and self.n_rewards > 0,
-            step_records=step_records,
-            cache_prompt=cache_prompt,
-            context_shift=context_shift,
-            n_keep=n_keep,
-            logits_processors=_callables("logits_processor", logits_processor),
-            stopping_criteria=_callables("stopping_criteria", stopping_criteria),
-        )
+        request = make_request(max_tokens, logprobs, prompt_rewards and self.n_rewards > 0, **options)
+        run = self._run(prompts, request, stream=stream)
         echoes = self._echoes(prompt, prompts) if echo else [""] * len(prompts)
         if stream:
             return Stream(completion_chunks(run, echoes, prompt_rewards))
@@ -255,76 +164,32 @@ class Otter:
 
     __call__ = create_completion
 
-    @overload
-    def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any
-    ) -> ChatResponse: ...
-
-    @overload
-    def create_chat_completion(
-        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
-    ) -> Iterator[ChatResponse]: ...
-
-    @takes(SamplingOptions)
+    @implements(TextModel.create_chat_completion)
+    @takes(make_request)
     def create_chat_completion(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         max_tokens: int | None = None,
-        stop: str | Iterable[str] | None = None,
         stream: bool = False,
-        guidance: Guidance | None = None,
-        reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         response_format: Mapping[str, Any] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
-        step_records: bool = False,
-        cache_prompt: bool = False,
-        context_shift: bool = False,
-        n_keep: int = 0,
-        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
-        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
-        **sampling: Any,
+        **options: Unpack[CallArguments],
     ) -> ChatResponse | Iterator[ChatResponse]:
-        """Answer a conversation, by the chat template of the model file.
-
-        Args:
-            messages: Dicts with ``role`` and ``content`` (text).
-            response_format: ``{"type": "json_object"}`` or ``{"type": "json_object", "schema": {...}}``: the answer is
-                JSON (of that schema).
-            logprobs: Also give log-probabilities, in OpenAI's shape; ``top_logprobs`` of the most likely tokens.
-
-        The other arguments, the rewards and the errors are those of :meth:`create_completion`.
-        """
         if response_format is not None:
             if not isinstance(response_format, Mapping):
                 raise ConfigError(
                     f"response_format is {shown(response_format)}, expected {{'type': 'json_object'}} or alike"
                 )
-            sampling = {**sampling, "json_schema": json_schema_of(response_format)}
-        options = _sampling(sampling, guidance)
+            options["json_schema"] = json_schema_of(response_format)
         if top_logprobs and not logprobs:
             raise ConfigError("top_logprobs needs logprobs=True")
-        run = self._run(
-            [self.tokenize_chat(messages)],
-            stream=stream,
-            sampling=options,
-            guidance=guidance,
-            reward_models=sessions_by_name(reward_model),
-            max_tokens=_limit(max_tokens),
-            stop=_stop(stop),
-            logprobs=top_logprobs if logprobs else None,
-            step_records=step_records,
-            cache_prompt=cache_prompt,
-            context_shift=context_shift,
-            n_keep=n_keep,
-            logits_processors=_callables("logits_processor", logits_processor),
-            stopping_criteria=_callables("stopping_criteria", stopping_criteria),
-        )
+        request = make_request(max_tokens, top_logprobs if logprobs else None, **options)
+        run = self._run([self.tokenize_chat(messages)], request, stream=stream)
         return Stream(chat_completion_chunks(run)) if stream else chat_completion(run)
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The prompt of a conversation, in tokens. ``ConfigError`` if the model file has no chat template."""
         if self._chat_template is None:
             raise ConfigError(f"{self.model_path} has no chat template: use create_completion")
         if not isinstance(messages, Sequence):
@@ -341,15 +206,11 @@ class Otter:
         guidance: Guidance | None = None,
         reward_model: LanguageModel | Mapping[str, LanguageModel] | None = None,
         cache_prompt: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[SamplingArguments],
     ) -> Iterator[Step]:
-        """Continue tokens one by one, each as ``(token, rewards)``, until end of text or a full context.
-
-        The prompt is fed before the iterator is returned, which ends where another text needs its place.
-        """
         request = Request(
             self._tokens(tokens),
-            sampling=_sampling(sampling, guidance),
+            sampling=sampling_options(sampling, guidance),
             guidance=guidance,
             reward_models=sessions_by_name(reward_model),
             cache_prompt=cache_prompt,
@@ -360,26 +221,13 @@ class Otter:
     # ---- state -------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget all texts in the context, with their rewards; streams that are not at their ends are over.
-
-        Calls start afresh by themselves; after this one not even ``cache_prompt`` makes use of a text. ``EngineError``
-        while another thread's call is running.
-        """
         self.engine.alone(self.session.streams.clear)
 
     def save_state(self) -> ContextState:
-        """The text in the context, so that a later prompt that begins with it need not be fed again."""
         tokens, data = self.engine.save_state()
         return ContextState(tuple(tokens), data, self._identity)
 
     def load_state(self, state: ContextState) -> None:
-        """Put a saved text into the context; continue it with ``cache_prompt=True``.
-
-        Raises:
-            ConfigError: The state is damaged, or of another kind of context.
-            MismatchError: It is of other model files.
-            ContextFullError: It is longer than this context.
-        """
         if not isinstance(state, ContextState):
             raise ConfigError(f"state is a {type(state).__name__}, expected what save_state gives")
         if state.model != self._identity:
@@ -391,17 +239,6 @@ class Otter:
     # ---- scoring -----------------------------------------------------------------------------------------------
 
     def score(self, prompt: str | Sequence[int], response: str | Sequence[int] | None = None) -> Score:
-        """The rewards of every token of a given text; nothing is generated.
-
-        Args:
-            prompt: The text, or its beginning.
-            response: Its rest. Prompt and response are tokenized as one text (tokens are put together), so the token
-                that crosses the border, if there is one, counts to the response.
-
-        Raises:
-            ConfigError: The model predicts no rewards, or there is no token.
-            ContextFullError: The text is longer than the context.
-        """
         if not self.n_rewards:
             raise ConfigError(f"{self.model_path}: a plain model predicts no rewards; give a sidecar (otter=, --otter)")
         tokens, n_prompt = self._joined(prompt, response)
@@ -416,16 +253,9 @@ class Otter:
     # ---- life --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free context and weights. Idempotent; using the object afterwards is an error."""
         self.engine.close(self._free)
         if template := vars(self).get("_chat_template"):
             template.close()
-
-    def __enter__(self) -> Otter:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         labels = ", ".join(self.reward_labels) or "none"
@@ -502,11 +332,11 @@ class Otter:
         self.engine.start(handles)
         return handles
 
-    def _run(self, prompts: Sequence[list[int]], *, stream: bool, **options: Any) -> Run:
-        """Feed the prompts; ``options`` are the fields of :class:`otter_gguf.engine.Request`."""
+    def _run(self, prompts: Sequence[list[int]], request: Request, *, stream: bool) -> Run:
+        """Feed the prompts; of the request everything else is taken."""
         if not isinstance(stream, int):  # an array has no truth value
             raise ConfigError(f"stream is {shown(stream)}, expected True or False")
-        handles = self._begin([Request(prompt, **options) for prompt in prompts], stream=stream)
+        handles = self._begin([replace(request, prompt=prompt) for prompt in prompts], stream=stream)
         pieces = (news.piece for news in self.engine.follow(handles) if news.piece is not None)
 
         def prompt_rewards(index: int) -> Float32:
@@ -521,30 +351,6 @@ class Otter:
             prompt_rewards,
             pieces,
             lambda token: self.model.token_bytes(token, special=True),
-            logprobs=options["logprobs"] is not None,
-            step_records=options["step_records"],
+            logprobs=request.logprobs is not None,
+            step_records=request.step_records,
         )
-
-
-def _limit(max_tokens: int | None) -> int | None:
-    return None if max_tokens == -1 else max_tokens
-
-
-def _stop(stop: str | Iterable[str] | None) -> tuple[str, ...]:
-    if not isinstance(stop, (str, Iterable, NoneType)):
-        raise ConfigError(f"stop is {shown(stop)}, expected non-empty strings")
-    return stop_strings(stop)
-
-
-def _callables(what: str, given: object) -> tuple[Callable[..., Any], ...]:
-    """One callable, a list of them, or nothing, as a tuple; ``ConfigError`` otherwise."""
-    many = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
-    if not all(callable(item) for item in many):
-        raise ConfigError(f"{what} is {shown(given)}, expected a callable or a list of them")
-    return many
-
-
-def _sampling(given: dict[str, Any], guidance: Guidance | None) -> SamplingOptions:
-    """The checked options of a call."""
-    chooses = isinstance(guidance, Policy) and not guidance.is_noop
-    return SamplingOptions(**(_NEUTRAL | given if chooses else given))

@@ -1,7 +1,11 @@
-"""Options of loading and sampling, each written once: keyword arguments, command line flags and help come from here.
+"""Options of loading and sampling: keyword arguments, their defaults, command line flags and help come from here.
 
 :class:`LoadOptions` are the keyword arguments of :class:`otter_gguf.Otter`, :class:`SamplingOptions` those of its
 completion methods. Names as in llama-cpp-python, flags as in llama.cpp.
+
+A type checker reads the keyword arguments of a function from a ``TypedDict`` and nothing else, so each dataclass has
+one beside it with the same names and types. mypy sees to it that the dataclass takes whatever the ``TypedDict`` lets
+through, a test that none of its fields is missing there.
 """
 
 from __future__ import annotations
@@ -9,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
-from ._numbers import MAX_INT, finite, shown
+from ._numbers import MAX_INT, finite, is_whole, shown
 from .errors import ConfigError
+from .text import utf8
 
 SplitMode = Literal["none", "layer"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -30,7 +35,30 @@ def _flags(flags: tuple[str, ...], text: str) -> dict[str, Any]:
     return {"flags": flags, "help": text}
 
 
-@dataclass(frozen=True)
+class LoadArguments(TypedDict, total=False):
+    """The fields of :class:`LoadOptions`, for type checkers and editors."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    n_threads_batch: int
+    n_gpu_layers: int
+    split_mode: SplitMode
+    main_gpu: int
+    tensor_split: Sequence[float]
+    use_mmap: bool
+    use_mlock: bool
+    check_tensors: bool
+    verify_checksums: bool
+    flash_attn: FlashAttention | bool
+    type_k: CacheType
+    type_v: CacheType
+    n_seq_max: int
+    hidden_states: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """How the model is loaded and how large its context is."""
 
@@ -48,7 +76,7 @@ class LoadOptions:
         default="layer", metadata=_flags(("-sm", "--split-mode"), "how several GPUs share the layers")
     )
     main_gpu: int = field(default=0, metadata=_flags(("-mg", "--main-gpu"), "the GPU used with split mode none"))
-    tensor_split: tuple[float, ...] = field(
+    tensor_split: Sequence[float] = field(
         default=(), metadata=_flags(("-ts", "--tensor-split"), "share of each GPU, such as 3,1")
     )
     use_mmap: bool = field(
@@ -64,7 +92,9 @@ class LoadOptions:
             ("--verify-checksums",), "compare a sidecar or a merged file with its checksums (a plain base has none)"
         ),
     )
-    flash_attn: FlashAttention = field(default="auto", metadata=_flags(("-fa", "--flash-attn"), "flash attention"))
+    flash_attn: FlashAttention | bool = field(
+        default="auto", metadata=_flags(("-fa", "--flash-attn"), "flash attention")
+    )
     type_k: CacheType = field(default="f16", metadata=_flags(("-ctk", "--cache-type-k"), "type of the cached keys"))
     type_v: CacheType = field(default="f16", metadata=_flags(("-ctv", "--cache-type-v"), "type of the cached values"))
     n_seq_max: int = field(
@@ -76,9 +106,8 @@ class LoadOptions:
     )
 
     def __post_init__(self) -> None:
-        flash_attn: object = self.flash_attn
-        if isinstance(flash_attn, bool):  # llama-cpp-python's way to say it
-            object.__setattr__(self, "flash_attn", "on" if flash_attn else "off")
+        if isinstance(self.flash_attn, bool):  # llama-cpp-python's way to say it
+            object.__setattr__(self, "flash_attn", "on" if self.flash_attn else "off")
         object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         at_least = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_threads": 0, "n_threads_batch": 0, "n_seq_max": 1}
         for name, least in at_least.items():
@@ -93,7 +122,24 @@ class LoadOptions:
             raise ConfigError(f"type_v {self.type_v} needs flash attention (flash_attn='on' or 'auto')")
 
 
-@dataclass(frozen=True)
+class SamplingArguments(TypedDict, total=False):
+    """The fields of :class:`SamplingOptions`, for type checkers and editors."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float] | Mapping[str, float]
+    grammar: str
+    json_schema: str | Mapping[str, Any]
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """How the next token is drawn; llama.cpp's sampler chain."""
 
@@ -117,7 +163,7 @@ class SamplingOptions:
     presence_penalty: float = field(
         default=0.0, metadata=_flags(("--presence-penalty",), "subtracted if it occurred recently")
     )
-    logit_bias: Mapping[int, float] = field(
+    logit_bias: Mapping[int, float] | Mapping[str, float] = field(
         default_factory=dict, metadata=_flags((), "added to the logits of tokens; -inf forbids one")
     )
     grammar: str = field(default="", metadata=_flags((), "the text must match this grammar (GBNF)"))
@@ -140,6 +186,11 @@ class SamplingOptions:
         for name in ("top_p", "repeat_penalty"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} is 0, expected more (1 = off)")
+        if not isinstance(self.grammar, str):
+            raise ConfigError(f"grammar is {shown(self.grammar)}, expected text (GBNF)")
+        utf8(self.grammar, "grammar")
+        if not isinstance(self.json_schema, (str, Mapping)):
+            raise ConfigError(f"json_schema is {shown(self.json_schema)}, expected a dict or JSON text")
         if self.grammar and self.json_schema != "":
             raise ConfigError("grammar and json_schema exclude each other")
         _check_int("top_k", self.top_k, 0)
@@ -153,31 +204,33 @@ class SamplingOptions:
         return self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
+NO_CUTS: SamplingArguments = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Every token of the vocabulary can be drawn."""
+
+
 def choices(options: type, name: str) -> tuple[Any, ...]:
     """The values that an option of a fixed set can take, else ()."""
     hint = get_type_hints(options)[name]
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    return next((get_args(part) for part in (hint, *get_args(hint)) if get_origin(part) is Literal), ())
 
 
-def takes(options: type) -> Callable[[_F], _F]:
-    """Decorator: show the fields of ``options`` as keyword arguments where the function has ``**name``."""
+def takes(source: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Decorator: show the keyword-only arguments of ``source`` where the function has ``**name``."""
+    fields: Iterable[dataclasses.Field[Any]] = getattr(source, "__dataclass_fields__", {}).values()
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    keywords = [
+        parameter.replace(default=made.get(parameter.name, parameter.default))
+        for parameter in inspect.signature(source).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
 
     def decorate(function: _F) -> _F:
         signature = inspect.signature(function)
         named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        fields = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=f.type)
-            for f in dataclasses.fields(options)
-        ]
-        function.__signature__ = signature.replace(parameters=[*named, *fields])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
         return function
 
     return decorate
-
-
-def _default(option: dataclasses.Field[Any]) -> Any:
-    """What a signature shows."""
-    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
 
 
 def _shares(given: object) -> tuple[float, ...]:
@@ -188,7 +241,7 @@ def _shares(given: object) -> tuple[float, ...]:
 
 
 def _check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+    if not is_whole(value, least, most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ConfigError(f"{name} is {shown(value)}, expected a whole number {limits}")
 

@@ -127,7 +127,7 @@ def verify(
         if not tokens:
             raise ConfigError("verify: the text is empty")
         for flash_attn in attention:
-            with _Pair(ours, base, dataclasses.replace(options, flash_attn=flash_attn)) as pair:
+            with _Pair(ours, base, options, flash_attn) as pair:
                 share = min_logits / (2 * len(attention))
                 comparisons += [pair.compare(mode, tokens, share, progress) for mode in MODES]
                 n_rewards += pair.n_rewards
@@ -163,8 +163,11 @@ def stock_files(files: ModelFiles) -> Iterator[ModelFiles]:
 class _Pair:
     """Two contexts that are fed the same."""
 
-    def __init__(self, ours: _native.Model, stock: _native.Model, options: LoadOptions) -> None:
-        self.flash_attn = options.flash_attn
+    def __init__(
+        self, ours: _native.Model, stock: _native.Model, options: LoadOptions, flash_attn: FlashAttention
+    ) -> None:
+        options = dataclasses.replace(options, flash_attn=flash_attn)
+        self.flash_attn = flash_attn
         self.n_vocab = ours.n_vocab
         # llama.cpp caps the batch at the context.
         self.n_batch = max(1, min(options.n_batch, options.n_ctx, MAX_LOGITS_IN_MEMORY // self.n_vocab))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import ARGS, BestOfN, ConfigError, Otter, Policy, Signal, Vocabulary
+from otter_gguf.engine import LogitsProcessor
 from otter_gguf.steps import Float32, Int32
 from tests.completions import chat_pair, choice_of, choices_of, joined, tokens_of, without_end
 from tests.guidance.reference import Text, open_exact
@@ -101,8 +102,12 @@ def test_processors_work_one_after_another_and_before_bias_and_penalties(llm: Ot
 def test_float64_and_lists_are_taken(llm: Otter) -> None:
     options: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
     plain = tokens_of(llm.create_completion(TEXT, **options))
-    for kind in (lambda logits: logits.astype(np.float64), lambda logits: logits.tolist()):
-        out = llm.create_completion(TEXT, logits_processor=lambda ids, logits, kind=kind: kind(logits), **options)
+    kinds: tuple[LogitsProcessor, ...] = (
+        lambda _, logits: logits.astype(np.float64),
+        lambda _, logits: logits.tolist(),
+    )
+    for kind in kinds:
+        out = llm.create_completion(TEXT, logits_processor=kind, **options)
         assert tokens_of(out) == plain
 
 
@@ -218,7 +223,7 @@ def test_exceptions_pass_through_and_the_object_stays_usable(
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 1, "seed": 6, "guidance": guidance}
     fresh = choice_of(llm.create_completion(TEXT, **options))
     with pytest.raises(OwnError, match="fourth"):
-        list(llm.create_completion([TEXT, "a"], stream=stream, **options, **{hook: fail}))
+        list(llm.create_completion([TEXT, "a"], stream=stream, **(options | {hook: fail})))
     assert choice_of(llm.create_completion(TEXT, **options)) == fresh
     again = choice_of(llm.create_completion(TEXT, cache_prompt=True, **options))
     assert again["rewards"]["tokens"] == fresh["rewards"]["tokens"]

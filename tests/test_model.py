@@ -272,7 +272,7 @@ def test_unknown_arguments_are_type_errors(llm: Otter, method: str) -> None:
     with refused(TypeError, "top_kk"):
         getattr(llm, method)([65], top_kk=3)
     with refused(TypeError, "n_contex"):
-        Otter(pair().base, n_contex=3)
+        Otter(pair().base, n_contex=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

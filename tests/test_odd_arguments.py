@@ -91,7 +91,7 @@ def test_keys_of_a_bias_that_are_no_tokens(llm: Otter) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with refused(ConfigError, "logit_bias"):
-                llm.create_completion("a", logit_bias={key: 1.0})
+                llm.create_completion("a", logit_bias={key: 1.0})  # type: ignore[arg-type]
     biased = llm.create_completion("a", logit_bias={"97": 1000.0}, temperature=0, max_tokens=1)
     assert tokens_of(biased) == [97]
     assert tokens_of(llm.create_completion("a", logit_bias={np.int64(97): 1000}, temperature=0, max_tokens=1)) == [97]
@@ -154,7 +154,8 @@ def test_sampling_by_numbers_that_are_none(name: str, value: Any) -> None:
 
 
 def test_sampling_by_numbers_of_every_kind(llm: Otter) -> None:
-    for number in (1, 0.5, np.float32(0.5), np.float64(0.5), np.int64(1), Fraction(1, 2)):
+    numbers: list[Any] = [1, 0.5, np.float32(0.5), np.float64(0.5), np.int64(1), Fraction(1, 2)]
+    for number in numbers:
         options: dict[str, Any] = {"temperature": number, "top_p": number, "min_p": number, "repeat_penalty": number}
         assert tokens_of(llm.create_completion("a", max_tokens=2, frequency_penalty=number, **options))
 

@@ -28,14 +28,9 @@ class Stock:
 
     def __init__(self, model: _native.Model, context: _native.Context, sampling: SamplingOptions) -> None:
         self.model, self.context = model, context
-        self.sampler = _native.Sampler(
-            model,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            seed=sampling.seed or 0,
-        )
+        options = vars(sampling) | {"seed": sampling.seed or 0, "logit_bias": ()}
+        del options["json_schema"]
+        self.sampler = _native.Sampler(model, **options)
 
     def begin(self, prompt: list[int]) -> None:
         """Feed the prompt."""

@@ -238,13 +238,16 @@ std::pair<int_array, float_array> top_k(const py_context & self, int32_t row, in
 } // namespace
 
 void register_context(py::module_ & module) {
-    const auto native = [](const py_context & self) { return self.get()->get(); };
+    const auto            native = [](const py_context & self) { return self.get()->get(); };
+    const context_options defaults;
 
     py::class_<py_context>(module, "Context")
-        .def(py::init(&make_context), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 512, py::arg("n_batch") = 2048,
-            py::arg("n_ubatch") = 512, py::arg("n_seq_max") = 1, py::arg("n_outputs_max") = 0, py::arg("n_threads") = 0,
-            py::arg("n_threads_batch") = 0, py::arg("type_k") = "f16", py::arg("type_v") = "f16",
-            py::arg("flash_attn") = "auto", py::arg("offload_kqv") = true, py::arg("rewards") = true)
+        .def(py::init(&make_context), py::arg("model"), py::kw_only(), py::arg("n_ctx") = defaults.n_ctx,
+            py::arg("n_batch") = defaults.n_batch, py::arg("n_ubatch") = defaults.n_ubatch,
+            py::arg("n_seq_max") = defaults.n_seq_max, py::arg("n_outputs_max") = defaults.n_outputs_max,
+            py::arg("n_threads") = defaults.n_threads, py::arg("n_threads_batch") = defaults.n_threads_batch,
+            py::arg("type_k") = "f16", py::arg("type_v") = "f16", py::arg("flash_attn") = "auto",
+            py::arg("offload_kqv") = defaults.offload_kqv, py::arg("rewards") = defaults.rewards)
         .def_property_readonly("n_ctx", [=](const py_context & self) { return llama_n_ctx(native(self)); })
         .def_property_readonly("n_batch", [=](const py_context & self) { return llama_n_batch(native(self)); })
         .def_property_readonly("n_ubatch", [=](const py_context & self) { return llama_n_ubatch(native(self)); })

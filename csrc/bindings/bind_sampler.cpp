@@ -28,18 +28,8 @@ uint32_t to_seed(int64_t seed) {
 std::unique_ptr<py_sampler> make_sampler(const py_model & owner, float temperature, int32_t top_k, float top_p, float min_p,
     float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
     const std::vector<std::pair<int32_t, float>> & logit_bias, const std::string & grammar) {
-    sampler_options options;
-    options.temperature       = temperature;
-    options.top_k             = top_k;
-    options.top_p             = top_p;
-    options.min_p             = min_p;
-    options.repeat_penalty    = repeat_penalty;
-    options.repeat_last_n     = repeat_last_n;
-    options.frequency_penalty = frequency_penalty;
-    options.presence_penalty  = presence_penalty;
-    options.seed              = to_seed(seed);
-    options.grammar           = grammar;
-    options.interrupted       = python_interrupts;
+    sampler_options options = { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, frequency_penalty,
+        presence_penalty, to_seed(seed), {}, grammar, python_interrupts };
     for (const auto & [token, bias] : logit_bias) {
         options.logit_bias.push_back({ token, bias });
     }
@@ -142,10 +132,10 @@ void define_sampler(py::module_ & module) {
     py::class_<sampler_state>(module, "SamplerState");
 
     py::class_<py_sampler>(module, "Sampler")
-        .def(py::init(&make_sampler), py::arg("model"), py::kw_only(), py::arg("temperature") = 0.8f, py::arg("top_k") = 40,
-            py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("repeat_penalty") = 1.0f, py::arg("repeat_last_n") = 64,
-            py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f, py::arg("seed") = -1,
-            py::arg("logit_bias") = py::tuple(), py::arg("grammar") = "")
+        .def(py::init(&make_sampler), py::arg("model"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
+            py::arg("top_p"), py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"),
+            py::arg("frequency_penalty"), py::arg("presence_penalty"), py::arg("seed"), py::arg("logit_bias"),
+            py::arg("grammar"))
         .def_property_readonly("has_history", [](const py_sampler & self) { return self.get()->has_history(); })
         .def("sample", &sample, py::arg("logits"))
         .def("candidates", &candidates, py::arg("logits"), py::arg("k"), py::arg("bonus") = py::none())

@@ -16,16 +16,17 @@
 
 namespace otter {
 
+// Without defaults: they are Python's.
 struct sampler_options {
-    float    temperature       = 0.8f; // 0 = greedy
-    int32_t  top_k             = 40;   // 0 = all
-    float    top_p             = 0.95f;
-    float    min_p             = 0.05f;
-    float    repeat_penalty    = 1.0f;
-    int32_t  repeat_last_n     = 64;
-    float    frequency_penalty = 0.0f;
-    float    presence_penalty  = 0.0f;
-    uint32_t seed              = LLAMA_DEFAULT_SEED;
+    float    temperature; // 0 = greedy
+    int32_t  top_k;       // 0 = all
+    float    top_p;
+    float    min_p;
+    float    repeat_penalty;
+    int32_t  repeat_last_n;
+    float    frequency_penalty;
+    float    presence_penalty;
+    uint32_t seed;
 
     std::vector<llama_logit_bias> logit_bias;
     std::string                   grammar; // llama.cpp's GBNF; empty = none

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from ..errors import ConfigError, FileError
@@ -17,7 +17,7 @@ from ..options import LoadOptions, SamplingOptions, choices
 
 if TYPE_CHECKING:
     from ..guidance.spec import Guidance
-    from ..model import Otter
+    from ..text_model import TextModel
 
 T = TypeVar("T")
 
@@ -123,8 +123,8 @@ def _parser_of(hint: Any) -> Callable[[str], Any]:
         return number
     if hint is int or hint == int | None:
         return int
-    if hint == tuple[float, ...]:
-        return lambda text: tuple(map(number, text.split(",")))
+    if hint == Sequence[float]:
+        return numbers
     return str
 
 
@@ -142,6 +142,11 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError
     return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers with commas between them."""
+    return tuple(map(number, text.split(",")))
 
 
 def token_bias(text: str) -> tuple[int, float]:
@@ -177,7 +182,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     return LoadOptions(**given(args, LoadOptions))
 
 
-def load(args: argparse.Namespace, files: tuple[str, str | None] | None = None, **defaults: Any) -> Otter:
+def load(args: argparse.Namespace, files: tuple[str, str | None] | None = None, **defaults: Any) -> TextModel:
     """The model of the command line, or one of other files with the same options; ``defaults`` for options that were
     not given. With ``--isolate`` all models of a command live in one process beside this one."""
     model, otter = files or model_files(args)
@@ -192,7 +197,7 @@ def load(args: argparse.Namespace, files: tuple[str, str | None] | None = None, 
     return llm
 
 
-def guidance(args: argparse.Namespace, load: Callable[[str], Otter] | None = None) -> Guidance:
+def guidance(args: argparse.Namespace, load: Callable[[str], TextModel] | None = None) -> Guidance:
     """The guidance of the command line: of ``--guidance``, else ARGS if ``--weight`` is given, else none."""
     from ..guidance import spec
     from ..guidance.args import ARGS

@@ -12,7 +12,7 @@ from ..gguf.atomic import atomic_path
 from ..text import TextStream
 
 if TYPE_CHECKING:
-    from ..model import Otter
+    from ..text_model import TextModel
     from ._html import Candidate
 
 CANDIDATES_SHOWN = 10
@@ -45,7 +45,7 @@ class Transcript:
         """JSON lines of the records."""
         return "".join(json.dumps(record) + "\n" for record in self.steps)
 
-    def page(self, llm: Otter, column: int) -> str:
+    def page(self, llm: TextModel, column: int) -> str:
         """HTML: the continuation's tokens on the colours of one reward, with what else could have been chosen."""
         from ._colour import RewardScale
         from ._html import heat_map
@@ -66,7 +66,7 @@ class Transcript:
         )
 
 
-def pieces_of(llm: Otter, tokens: Sequence[int]) -> list[str]:
+def pieces_of(llm: TextModel, tokens: Sequence[int]) -> list[str]:
     """The text of each token; a character that is split over tokens stands with the last of them."""
     stream = TextStream()
     pieces = [stream.push(llm.detokenize([token])) for token in tokens]
@@ -74,7 +74,7 @@ def pieces_of(llm: Otter, tokens: Sequence[int]) -> list[str]:
     return [*pieces[:-1], pieces[-1] + rest] if pieces else []
 
 
-def _candidates(llm: Otter, record: dict[str, Any] | None, label: str) -> Iterator[Candidate]:
+def _candidates(llm: TextModel, record: dict[str, Any] | None, label: str) -> Iterator[Candidate]:
     """Those of a step that a page has room for."""
     from ._html import Candidate
 

@@ -22,7 +22,7 @@ from . import _common
 
 if TYPE_CHECKING:
     from ..guidance.spec import Guidance
-    from ..model import Otter
+    from ..text_model import TextModel
     from ._transcript import Transcript
 
 HELP = "generate text, each token coloured by its reward"
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     options["step_records"] = bool(args.records or args.html)
     with contextlib.ExitStack() as models:
 
-        def load_expert(text: str) -> Otter:
+        def load_expert(text: str) -> TextModel:
             return models.enter_context(_common.load(args, model_files(text), n_seq_max=1))
 
         options["guidance"] = rule = _common.guidance(args, load_expert)
@@ -106,7 +106,7 @@ def _check_outputs(args: argparse.Namespace, prompt: str | None) -> None:
         raise ConfigError("--html and --records name the same file")
 
 
-def _reward_model(args: argparse.Namespace, rule: Guidance) -> Otter:
+def _reward_model(args: argparse.Namespace, rule: Guidance) -> TextModel:
     if args.reward_model is None:
         raise ConfigError("--reward-otter needs the base it belongs to: give --reward-model")
     if rule is None:
@@ -117,7 +117,7 @@ def _reward_model(args: argparse.Namespace, rule: Guidance) -> Otter:
 class Session:
     """A model, how it answers, and how that is shown."""
 
-    def __init__(self, llm: Otter, args: argparse.Namespace, options: dict[str, Any]) -> None:
+    def __init__(self, llm: TextModel, args: argparse.Namespace, options: dict[str, Any]) -> None:
         from ._colour import wants_colour
 
         if args.html and not llm.n_rewards:

@@ -17,8 +17,8 @@ from ..files import MAX_ROWS
 from . import _common
 
 if TYPE_CHECKING:
-    from ..model import Otter
     from ..scoring import Score
+    from ..text_model import TextModel
 
 HELP = "rewards of given texts, JSON lines in and out"
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def score_row(llm: Otter, row: Row, *, with_tokens: bool) -> Row:
+def score_row(llm: TextModel, row: Row, *, with_tokens: bool) -> Row:
     """The row with its rewards: ``reward`` and ``rewards`` by label; for a pair ``chosen_reward``, ``rejected_reward``
     and ``margin``."""
     if "chosen" in row:

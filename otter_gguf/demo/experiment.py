@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..guidance.args import ARGS
 from ..guidance.base import Policy
 from ..model import Otter
+from ..options import NO_CUTS
 from .assets import Pair
 from .judge import Judge
 
@@ -196,7 +197,7 @@ def continue_prompt(llm: Otter, prompt: str, settings: Settings, policy: Policy 
     """One continuation; the clock runs from the fed prompt to the last token."""
     sampling: dict[str, Any] = {"temperature": settings.temperature, "seed": seed}
     if policy is None:
-        sampling |= {"top_k": settings.n_candidates, "top_p": 1.0, "min_p": 0.0}
+        sampling |= {**NO_CUTS, "top_k": settings.n_candidates}
     steps = llm.generate(llm.tokenize(prompt), guidance=policy, **sampling)
     begin = time.perf_counter()
     taken = list(islice(steps, settings.max_tokens))

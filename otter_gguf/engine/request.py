@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from .._numbers import shown
+from .._numbers import is_whole, shown
 from ..context.session import Session
 from ..errors import ConfigError
 from ..guidance.base import Policy, Signal
@@ -18,9 +18,9 @@ from ..steps import Float32, Int32
 
 Guidance = Policy | Search
 """How tokens are chosen: step by step, or by whole segments and texts."""
-LogitsProcessor = Callable[[Int32, Float32], Float32]
+LogitsProcessor = Callable[[Int32, Float32], npt.ArrayLike]
 """(tokens of prompt and continuation, (n_vocab,) logits) -> (n_vocab,) logits, as in llama-cpp-python."""
-StoppingCriterion = Callable[[Int32, Float32], bool]
+StoppingCriterion = Callable[[Int32, Float32], bool | np.bool_]
 """(tokens of prompt and continuation, (n_vocab,) logits of the next) -> whether the text ends here."""
 
 MAX_LOGPROBS = 100
@@ -51,13 +51,13 @@ class Request:
     """Tokens at the beginning that a shift leaves in place."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and not _is_whole(self.max_tokens):
+        if self.max_tokens is not None and not is_whole(self.max_tokens):
             raise ConfigError(
                 f"max_tokens is {shown(self.max_tokens)}, expected 0 or more, or -1 (until the context is full)"
             )
-        if self.logprobs is not None and not _is_whole(self.logprobs, MAX_LOGPROBS):
+        if self.logprobs is not None and not is_whole(self.logprobs, most=MAX_LOGPROBS):
             raise ConfigError(f"logprobs is {shown(self.logprobs)}, expected a whole number from 0 to {MAX_LOGPROBS}")
-        if not _is_whole(self.n_keep):
+        if not is_whole(self.n_keep):
             raise ConfigError(f"n_keep is {shown(self.n_keep)}, expected a whole number of at least 0")
         if self.guidance is not None and not isinstance(self.guidance, (Policy, Search)):
             raise ConfigError(
@@ -79,11 +79,6 @@ def sequences_needed(guidance: Guidance | None, n_texts: int = 1) -> int:
     siblings = guidance.n_candidates if Signal.VALUE in guidance.signal() else 1
     beside = sum(auxiliary.model is None for auxiliary in guidance.auxiliary_streams())
     return n_texts * (siblings + beside)
-
-
-def _is_whole(value: object, most: float = math.inf) -> bool:
-    """Whether it is a whole number of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def checked_logits(result: object, n_vocab: int) -> Float32:

@@ -23,22 +23,16 @@ def make_sampler(session: Session, options: SamplingOptions, prompt: list[int]) 
     Raises:
         ConfigError: An option is out of range, or grammar or schema are no good.
     """
-    _check_types(options)
     seed = seed_of(session, options)
-    sampler = _native.Sampler(
-        session.model,
-        temperature=options.temperature,
-        top_k=min(options.top_k, session.n_vocab),
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repeat_penalty=options.repeat_penalty,
-        repeat_last_n=min(options.repeat_last_n, session.n_ctx),
-        frequency_penalty=options.frequency_penalty,
-        presence_penalty=options.presence_penalty,
-        seed=-1 if seed is None else seed,
-        logit_bias=_biases(options.logit_bias, session.n_vocab),
-        grammar=options.grammar or _grammar_of(options.json_schema),
-    )
+    given = vars(options) | {
+        "top_k": min(options.top_k, session.n_vocab),
+        "repeat_last_n": min(options.repeat_last_n, session.n_ctx),
+        "seed": -1 if seed is None else seed,
+        "logit_bias": _biases(options.logit_bias, session.n_vocab),
+        "grammar": options.grammar or _grammar_of(options.json_schema),
+    }
+    del given["json_schema"]
+    sampler = _native.Sampler(session.model, **given)
     for token in prompt if options.has_penalties else ():
         sampler.accept(token, prompt=True)
     return sampler
@@ -48,14 +42,6 @@ def seed_of(session: Session, options: SamplingOptions) -> int | None:
     """The call's, else the model's; None = another one each time."""
     seed = session.seed if options.seed is None else options.seed
     return None if seed < 0 else seed
-
-
-def _check_types(options: SamplingOptions) -> None:
-    if not isinstance(options.grammar, str):
-        raise ConfigError(f"grammar is {shown(options.grammar)}, expected text (GBNF)")
-    utf8(options.grammar, "grammar")
-    if not isinstance(options.json_schema, (str, Mapping)):
-        raise ConfigError(f"json_schema is {shown(options.json_schema)}, expected a dict or JSON text")
 
 
 def _biases(given: object, n_vocab: int) -> list[tuple[int, float]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..guidance.base import Policy
+from ..options import NO_CUTS
 from .memory import Memory
 from .store import Generation, Store
 
@@ -81,7 +82,8 @@ class Engine:
         """One completion; with guidance the second model, if there is one, is asked for the rewards."""
         if self.reward_model is not None and options.get("guidance") is not None:
             options["reward_model"] = self.reward_model.llm
-        return self.base.llm.create_completion(prompt, stream=False, **options)
+        response: CompletionResponse = self.base.llm.create_completion(prompt, stream=False, **options)
+        return response
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _turns(arms: Sequence[Arm], n_prompts: int, n_rounds: int) -> Iterator[tuple
 def _options(arm: Arm, settings: Settings, seed: int, bias: dict[int, float]) -> dict[str, Any]:
     options: dict[str, Any] = {"temperature": settings.temperature, "seed": seed, "guidance": arm.guidance}
     if not isinstance(arm.guidance, Policy):
-        options |= {"top_k": settings.top_k, "top_p": 1.0, "min_p": 0.0}
+        options |= {**NO_CUTS, "top_k": settings.top_k}
     if bias:
         options["logit_bias"] = bias
     return options

@@ -8,7 +8,7 @@ unpickled. It is no sandbox: the child may do what its user may (docs/security.m
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import io
 import json
 import os
@@ -17,31 +17,69 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TypeVar, cast, overload
 
 from .._logging import set_verbose
 from ..config import InsertionConfig
-from ..context.state import ContextState
 from ..context.turns import Turn
 from ..errors import ConfigError, EngineError, OtterError
-from ..model import Otter, Prompts
-from ..options import LoadOptions, SamplingOptions, takes
-from ..scoring import Score
-from ..steps import Step
+from ..model import Otter
+from ..options import LoadArguments, LoadOptions, SamplingOptions, takes
+from ..text_model import TextModel
 from .channel import Channel
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 _BEGIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from otter_gguf.isolation.server import main; "
-_LOWER_LEVEL = ("model", "context", "session", "engine")
 
 
-def open_model(model_path: str | Path, *, isolate: bool = False, **options: Any) -> Otter:
+class OpenArguments(LoadArguments, total=False):
+    """What both classes can be given at load."""
+
+    otter: str | Path | None
+    seed: int
+    verbose: bool
+
+
+@overload
+def open_model(
+    model_path: str | Path, *, isolate: Literal[False] = False, **options: Unpack[OpenArguments]
+) -> Otter: ...
+
+
+@overload
+def open_model(model_path: str | Path, *, isolate: bool, **options: Unpack[OpenArguments]) -> TextModel: ...
+
+
+@takes(Otter)
+def open_model(model_path: str | Path, *, isolate: bool = False, **options: Unpack[OpenArguments]) -> TextModel:
     """:class:`otter_gguf.Otter`, or with ``isolate`` an :class:`IsolatedOtter`; ``options`` are those of both."""
     return IsolatedOtter(model_path, **options) if isolate else Otter(model_path, **options)
 
 
-class IsolatedOtter(Otter):
+def _there(declared: _F) -> _F:
+    """The method of this name of the model in the other process; the call runs there as a whole."""
+
+    @functools.wraps(declared, updated=())  # the signature is found through __wrapped__
+    def method(self: IsolatedOtter, *args: Any, **options: Any) -> Any:
+        return self._call(declared.__name__, *args, **options)
+
+    return cast(_F, method)
+
+
+def _out_of_reach(name: str) -> property:
+    def refuse(self: object) -> NoReturn:
+        raise ConfigError(f"the {name} of an isolated model is in another process: open the model without isolation")
+
+    return property(refuse)
+
+
+class IsolatedOtter(TextModel):
     """An :class:`otter_gguf.Otter` that lives in a child process.
 
     Same arguments, methods, results and errors. A crash there is an ``EngineError`` that names the signal; the object
@@ -61,8 +99,8 @@ class IsolatedOtter(Otter):
         otter: str | Path | None = None,
         seed: int = -1,
         verbose: bool = False,
-        beside: Otter | None = None,
-        **options: Any,
+        beside: TextModel | None = None,
+        **options: Unpack[LoadArguments],
     ) -> None:
         self.options = LoadOptions(**options)
         SamplingOptions(seed=seed)
@@ -110,60 +148,26 @@ class IsolatedOtter(Otter):
     def last_rewards(self) -> list[float]:
         return list(self._ask("get", "last_rewards"))
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _LOWER_LEVEL:
-            raise ConfigError(
-                f"the {name} of an isolated model is in another process: open the model without isolation"
-            )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __enter__(self) -> IsolatedOtter:
-        return self
+    model, context, session, engine = map(_out_of_reach, ("model", "context", "session", "engine"))
 
     def __repr__(self) -> str:
         return f"Isolated{self._facts['text']}"
 
-    # ---- methods: each runs there as a whole -------------------------------------------------------------------
+    # ---- methods -----------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        return list(self._call("tokenize", text, add_bos, special))
-
-    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
-        return bytes(self._call("detokenize", tokens, special))
-
-    def token_bos(self) -> int:
-        return int(self._call("token_bos"))
-
-    def token_eos(self) -> int:
-        return int(self._call("token_eos"))
-
-    def create_completion(self, prompt: Prompts, **options: Any) -> Any:
-        return self._call("create_completion", prompt, **options)
-
+    tokenize = _there(TextModel.tokenize)
+    detokenize = _there(TextModel.detokenize)
+    token_bos = _there(TextModel.token_bos)
+    token_eos = _there(TextModel.token_eos)
+    create_completion = _there(TextModel.create_completion)
     __call__ = create_completion
-
-    def create_chat_completion(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        return self._call("create_chat_completion", messages, **options)
-
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return list(self._call("tokenize_chat", messages))
-
-    def generate(self, tokens: Sequence[int], **options: Any) -> Iterator[Step]:
-        return iter(self._call("generate", tokens, **options))
-
-    def reset(self) -> None:
-        self._call("reset")
-
-    def save_state(self) -> ContextState:
-        state: ContextState = self._call("save_state")
-        return state
-
-    def load_state(self, state: ContextState) -> None:
-        self._call("load_state", state)
-
-    def score(self, prompt: str | Sequence[int], response: str | Sequence[int] | None = None) -> Score:
-        score: Score = self._call("score", prompt, response)
-        return score
+    create_chat_completion = _there(TextModel.create_chat_completion)
+    tokenize_chat = _there(TextModel.tokenize_chat)
+    generate = _there(TextModel.generate)
+    reset = _there(TextModel.reset)
+    save_state = _there(TextModel.save_state)
+    load_state = _there(TextModel.load_state)
+    score = _there(TextModel.score)
 
     def close(self) -> None:
         """Free the model; the process ends with its last one. Idempotent."""
@@ -184,10 +188,6 @@ class IsolatedOtter(Otter):
 
     def __reduce__(self) -> str:
         raise TypeError("an isolated model cannot be sent to another process")
-
-
-for _name in ("create_completion", "create_chat_completion", "generate"):
-    vars(IsolatedOtter)[_name].__signature__ = inspect.signature(getattr(Otter, _name))
 
 
 class _Items(Iterator[Any]):
@@ -331,7 +331,7 @@ class _Pickler(pickle.Pickler):
         self._process = process
 
     def persistent_id(self, value: object) -> int | None:
-        if not isinstance(value, Otter):
+        if not isinstance(value, TextModel):
             return None
         if not isinstance(value, IsolatedOtter) or value._process is not self._process:
             raise ConfigError(

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from otter_gguf import Otter, OtterError
+from otter_gguf import OtterError
+from otter_gguf.text_model import TextModel
 
 from . import uses
 
@@ -105,7 +106,7 @@ def interrupted(action: Callable[[], object], seconds: float, kind: type[BaseExc
         signal.signal(signal.SIGALRM, before)
 
 
-def run_use(use: uses.Named, llm: Otter, rng: random.Random, beat: Beat) -> str:
+def run_use(use: uses.Named, llm: TextModel, rng: random.Random, beat: Beat) -> str:
     """In the main thread, in a thread with a small stack, or with a timer."""
     name, call = use
     place = rng.random()

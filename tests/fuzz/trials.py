@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from otter_gguf import ConfigError, EngineError, Otter, OtterError
+from otter_gguf import ConfigError, EngineError, OtterError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.check import check_file
 from otter_gguf.gguf.describe import describe
@@ -20,6 +20,7 @@ from otter_gguf.gguf.keys import BASE_FINGERPRINT
 from otter_gguf.gguf.merge import merge, split
 from otter_gguf.isolation import open_model
 from otter_gguf.quantization import BASE_TYPES, SIDECAR_TYPES, QuantizeOptions, quantize
+from otter_gguf.text_model import TextModel
 from tests.gguf.gguf_builder import Gguf
 from tests.gguf.mutants import GENTLE, MUTATIONS, copied, mutated
 
@@ -106,7 +107,7 @@ class FileTrials:
     def _use(self, kind: str, base: Path, sidecar: Path | None, rng: random.Random, counts: Counts, beat: Beat) -> None:
         options = load_options(rng)
         isolate = rng.random() < 0.003
-        opened: list[Otter] = []
+        opened: list[TextModel] = []
         beat(f"load {options}")
         counts.add("load", outcome(lambda: opened.append(_load(base, sidecar, isolate, options))))
         for llm in opened:
@@ -140,7 +141,7 @@ class FileTrials:
         quantize(source, self._scratch / "quantized.gguf", options, force=True)
 
 
-def _load(base: Path, sidecar: Path | None, isolate: bool, options: dict[str, Any]) -> Otter:
+def _load(base: Path, sidecar: Path | None, isolate: bool, options: dict[str, Any]) -> TextModel:
     """With these options; with plain ones where they do not fit the model."""
     try:
         return open_model(base, otter=sidecar, isolate=isolate, **options)
@@ -170,7 +171,7 @@ class TextTrials:
         self._seeds = seeds
         self._scratch = scratch
         self._group: tuple[int, int] | None = None
-        self._llm: Otter | None = None
+        self._llm: TextModel | None = None
         self._answer: list[int] | None = None
 
     def close(self) -> None:
@@ -194,7 +195,7 @@ class TextTrials:
             self._check_answer(llm)
         return use[0], size, counts
 
-    def _check_answer(self, llm: Otter) -> None:
+    def _check_answer(self, llm: TextModel) -> None:
         try:
             answer = _tokens(llm)
         except OtterError as error:
@@ -202,7 +203,7 @@ class TextTrials:
         if answer != self._answer:
             raise BadEndError(f"a wrong answer afterwards: {answer}, expected {self._answer}")
 
-    def _model(self, seed: int, group: int) -> Otter:
+    def _model(self, seed: int, group: int) -> TextModel:
         if self._llm is not None and self._group == (seed, group):
             return self._llm
         self.close()
@@ -238,6 +239,6 @@ class TextTrials:
         return path, Path(sidecar.write(self._scratch / "base.otter.gguf"))
 
 
-def _tokens(llm: Otter) -> list[int]:
+def _tokens(llm: TextModel) -> list[int]:
     answer: Any = llm.create_completion([3, 4, 5], max_tokens=4, temperature=0)
     return list(answer["choices"][0]["rewards"]["tokens"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from otter_gguf import Otter
 from otter_gguf.guidance.spec import parse
+from otter_gguf.text_model import TextModel
 
 from .inputs import constraint, messages, sampling_options, text
 
@@ -24,11 +24,11 @@ GUIDANCE = ["args:n_candidates=2,label=reward", "args:weight=-3,n_candidates=3,l
 VOCABULARY = ["vocabulary", "vocabulary:weight=-3", "args:n_candidates=2,label=reward"]
 """For models with a vocabulary head."""
 
-Use = Callable[[Otter, random.Random], object]
+Use = Callable[[TextModel, random.Random], object]
 Named = tuple[str, Use]
 
 
-def tokenize(llm: Otter, rng: random.Random, most: int = 3000) -> None:
+def tokenize(llm: TextModel, rng: random.Random, most: int = 3000) -> None:
     """There and back."""
     given = text(rng, most)
     tokens = llm.tokenize(given, add_bos=rng.random() < 0.5, special=rng.random() < 0.5)
@@ -38,7 +38,7 @@ def tokenize(llm: Otter, rng: random.Random, most: int = 3000) -> None:
         llm.detokenize([rng.choice([0, -1, llm.n_vocab, 2**31, 1]) for _ in range(3)])
 
 
-def long_text(llm: Otter, rng: random.Random) -> None:
+def long_text(llm: TextModel, rng: random.Random) -> None:
     """As the user's prompt that it would be, or for its tokens alone."""
     if rng.random() < 0.7:
         tokenize(llm, rng, 300_000)
@@ -46,30 +46,30 @@ def long_text(llm: Otter, rng: random.Random) -> None:
         llm.create_completion(text(rng, 300_000), max_tokens=1)
 
 
-def prompt(llm: Otter, rng: random.Random) -> list[int]:
+def prompt(llm: TextModel, rng: random.Random) -> list[int]:
     """Tokens that fit, mostly."""
     most = min(40, llm.n_ctx + 2) if rng.random() < 0.1 else max(1, llm.n_ctx - 5)
     return [rng.randrange(llm.n_vocab) for _ in range(rng.randint(1, min(most, 30)))]
 
 
-def greedy(llm: Otter, rng: random.Random) -> None:
+def greedy(llm: TextModel, rng: random.Random) -> None:
     """The plainest of all."""
     llm.create_completion(prompt(llm, rng), max_tokens=2, temperature=0)
 
 
-def bounded(llm: Otter, options: dict[str, Any]) -> dict[str, Any]:
+def bounded(llm: TextModel, options: dict[str, Any]) -> dict[str, Any]:
     """Options without a text that goes on for thousands of tokens, or for ever: that takes its time, and is no hang."""
     if options.get("max_tokens") == -1 and (llm.n_ctx > 1024 or options.get("context_shift")):
         options["max_tokens"] = 1024
     return options
 
 
-def sampled(llm: Otter, rng: random.Random) -> None:
+def sampled(llm: TextModel, rng: random.Random) -> None:
     """With options, of which half are none."""
     llm.create_completion(prompt(llm, rng), **bounded(llm, {"max_tokens": 3, **sampling_options(rng)}))
 
 
-def streamed(llm: Otter, rng: random.Random) -> None:
+def streamed(llm: TextModel, rng: random.Random) -> None:
     """A few chunks, of a stream that may be left or closed."""
     options = sampling_options(rng) if rng.random() < 0.3 else {}
     stream: Any = llm.create_completion(prompt(llm, rng), stream=True, **bounded(llm, {"max_tokens": 5, **options}))
@@ -78,7 +78,7 @@ def streamed(llm: Otter, rng: random.Random) -> None:
         stream.close()
 
 
-def shifted(llm: Otter, rng: random.Random) -> None:
+def shifted(llm: TextModel, rng: random.Random) -> None:
     """Longer than the context."""
     tokens = prompt(llm, rng)
     n_keep = rng.choice([0, 1, min(4, max(0, llm.n_ctx - 2))])
@@ -87,17 +87,17 @@ def shifted(llm: Otter, rng: random.Random) -> None:
     )
 
 
-def batch(llm: Otter, rng: random.Random) -> None:
+def batch(llm: TextModel, rng: random.Random) -> None:
     """Prompts side by side."""
     llm.create_completion([prompt(llm, rng) for _ in range(rng.randint(1, 4))], max_tokens=2)
 
 
-def score(llm: Otter, rng: random.Random) -> None:
+def score(llm: TextModel, rng: random.Random) -> None:
     """Rewards of a given text."""
     llm.score(text(rng, 30), text(rng, 30)) if rng.random() < 0.5 else llm.score(prompt(llm, rng))
 
 
-def guided(llm: Otter, rng: random.Random) -> None:
+def guided(llm: TextModel, rng: random.Random) -> None:
     """By a rule."""
     options: dict[str, Any] = {"context_shift": True, "max_tokens": 30} if rng.random() < 0.1 else {"max_tokens": 4}
     rule = rng.choice(GUIDANCE)
@@ -106,7 +106,7 @@ def guided(llm: Otter, rng: random.Random) -> None:
     llm.create_completion(prompt(llm, rng), guidance=parse(rule), **options)
 
 
-def constrained(llm: Otter, rng: random.Random) -> None:
+def constrained(llm: TextModel, rng: random.Random) -> None:
     """By a grammar or a schema, at times in each branch of a search."""
     options: dict[str, Any] = {"top_k": 0} if rng.random() < 0.5 else {}
     if rng.random() < 0.1:
@@ -114,7 +114,7 @@ def constrained(llm: Otter, rng: random.Random) -> None:
     llm.create_completion(prompt(llm, rng), max_tokens=4, **options, **constraint(rng))
 
 
-def plain_constrained(llm: Otter, rng: random.Random) -> None:
+def plain_constrained(llm: TextModel, rng: random.Random) -> None:
     """By a constraint that has nothing odd, so that it acts."""
     choices: list[dict[str, Any]] = [
         {"json_schema": {"type": "string"}},
@@ -136,7 +136,7 @@ _FORMS: list[Any] = [
 ]  # fmt: skip
 
 
-def chat(llm: Otter, rng: random.Random) -> None:
+def chat(llm: TextModel, rng: random.Random) -> None:
     """By the template, where there is one."""
     options: dict[str, Any] = {}
     if rng.random() < 0.3:
@@ -168,7 +168,7 @@ _CRITERIA: list[Callable[[Any, Any], Any]] = [
 ]
 
 
-def called_back(llm: Otter, rng: random.Random) -> None:
+def called_back(llm: TextModel, rng: random.Random) -> None:
     """With functions that see and change the logits."""
     options: dict[str, Any] = {"logits_processor": rng.choices(_PROCESSORS, k=rng.randint(0, 2))}
     if rng.random() < 0.5:
@@ -177,7 +177,7 @@ def called_back(llm: Otter, rng: random.Random) -> None:
     llm.create_completion(prompt(llm, rng), max_tokens=3, guidance=guidance, **options)
 
 
-def odd_prompt(llm: Otter, rng: random.Random) -> None:
+def odd_prompt(llm: TextModel, rng: random.Random) -> None:
     """What is no prompt, or hardly."""
     most = llm.n_vocab
     prompts: list[Any] = [
@@ -196,7 +196,7 @@ def odd_prompt(llm: Otter, rng: random.Random) -> None:
         list(islice(llm.generate(given), 3))
 
 
-def state(llm: Otter, rng: random.Random) -> None:
+def state(llm: TextModel, rng: random.Random) -> None:
     """Saved and restored."""
     greedy(llm, rng)
     saved = llm.save_state()

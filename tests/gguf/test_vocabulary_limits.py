@@ -11,6 +11,7 @@ from otter_gguf.errors import ConfigError, FileError, UnsupportedError
 from otter_gguf.gguf.encoding import KeyValue
 from tests.gguf.toy_files import GEOMETRY, base_metadata, write_base
 from tests.native.children import run_child
+from tests.native.helpers import open_sampler
 from tests.refusals import refused
 from tests.tokenizer_toys import BPE_TOKENS, MERGES, bpe_base
 
@@ -55,10 +56,11 @@ def test_the_longest_token_and_a_grammar_fit_a_small_stack(tmp_path: Path) -> No
     code = """
     import numpy as np
     from otter_gguf import _native
+    from tests.native.helpers import open_sampler
 
     def choose():
         model = _native.Model(sys.argv[1], vocab_only=True)
-        sampler = _native.Sampler(model, temperature=0.0, grammar="root ::= [a-z]+")
+        sampler = open_sampler(model, temperature=0.0, grammar="root ::= [a-z]+")
         logits = np.zeros(model.n_vocab, np.float32)
         logits[int(sys.argv[2])] = 1.0
         print(sampler.sample(logits), sampler.sample(logits))
@@ -76,5 +78,5 @@ def test_a_token_that_is_spelled_longer_than_written(tmp_path: Path) -> None:
     check(path)
     model = _native.Model(str(path), vocab_only=True)
     with refused(ConfigError, f"token {PLACE}", LIMIT):
-        _native.Sampler(model, grammar="root ::= [a-z]+")
-    assert _native.Sampler(model)
+        open_sampler(model, grammar="root ::= [a-z]+")
+    assert open_sampler(model)

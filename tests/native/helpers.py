@@ -12,12 +12,22 @@ import numpy.typing as npt
 from otter_gguf import _native
 from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.sidecar import to_native_spec
+from otter_gguf.options import SamplingOptions
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
 # One thread (a barrier of several costs more than these models), an exact cache, kernels that do not round to F16.
 EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn": "off"}
+
+# The native sampler has no defaults of its own; a grammar is all that it knows of a schema.
+SAMPLING: dict[str, Any] = {**vars(SamplingOptions()), "seed": -1, "logit_bias": ()}
+del SAMPLING["json_schema"]
+
+
+def open_sampler(model: _native.Model, **options: Any) -> _native.Sampler:
+    """With the package's defaults."""
+    return _native.Sampler(model, **{**SAMPLING, **options})
 
 
 def open_base(base: Path, **options: Any) -> _native.Context:

@@ -17,7 +17,7 @@ import pytest
 from otter_gguf import _native
 from otter_gguf.errors import ConfigError, EngineError
 from tests.gguf.test_vocabulary_limits import PLACE, with_token
-from tests.native.helpers import Float32
+from tests.native.helpers import Float32, open_sampler
 from tests.native.test_grammar import allowed, byte
 from tests.native.test_interrupt import StopError
 from tests.native.test_sampler import V, make, rows
@@ -38,7 +38,7 @@ def model_with_long_tokens() -> _native.Model:
 
 
 def endless() -> _native.Sampler:
-    return _native.Sampler(model_with_long_tokens(), temperature=0.0, grammar=AMBIGUOUS)
+    return open_sampler(model_with_long_tokens(), temperature=0.0, grammar=AMBIGUOUS)
 
 
 def logits_of(token: int) -> Float32:

@@ -14,7 +14,7 @@ import pytest
 from otter_gguf import _native
 from otter_gguf.errors import ConfigError
 from tests.gguf.toy_files import write_base
-from tests.native.helpers import Float32, Int32, feed, open_base, random_tokens
+from tests.native.helpers import Float32, Int32, feed, open_base, open_sampler, random_tokens
 from tests.refusals import refused
 
 V = 288
@@ -40,7 +40,7 @@ def model() -> _native.Model:
 
 
 def make(**options: Any) -> _native.Sampler:
-    return _native.Sampler(model(), **options)
+    return open_sampler(model(), **options)
 
 
 def rows(count: int, seed: int = 0) -> Float32:

@@ -28,6 +28,7 @@ from otter_gguf.gguf.merge import merge
 from otter_gguf.loading import check_files, load_model
 from otter_gguf.options import LoadOptions
 from tests.guidance.reference import vocabulary_pair
+from tests.native.helpers import open_sampler
 from tests.reliability.tree import ROOT
 from tests.synthetic_models import pair
 
@@ -84,7 +85,7 @@ def context() -> None:
     """A context and a sampler of a model that stays; a view of logits outlives both names."""
     model = _model()
     made = _native.Context(model, n_ctx=64, n_threads=1)
-    drawn = _native.Sampler(model, repeat_penalty=1.1)
+    drawn = open_sampler(model, repeat_penalty=1.1)
     made.log_probabilities(_TOKENS)
     made.clear()
     made.decode(_TOKENS, np.arange(32, dtype=np.int32), np.zeros(32, np.int32), np.ones(32, np.bool_))

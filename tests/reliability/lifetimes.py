@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from otter_gguf import EngineError, Otter, _native
+from tests.native.helpers import open_sampler
 from tests.reliability.threads import fast_switching, shared_model
 from tests.reliability.tree import ROOT
 from tests.synthetic_models import pair
@@ -43,7 +44,7 @@ def objects() -> dict[str, object]:
     context, twin = (_native.Context(model, n_ctx=64, n_threads=1) for _ in range(2))
     tokens = np.arange(3, 11, dtype=np.int32)
     context.decode(tokens, np.arange(8, dtype=np.int32), np.zeros(8, np.int32), np.ones(8, np.bool_))
-    sampler = _native.Sampler(model, repeat_penalty=1.1)
+    sampler = open_sampler(model, repeat_penalty=1.1)
     llm = Otter(files.base, otter=files.otter, n_ctx=64, n_threads=1)
     stream = llm.create_completion("a", max_tokens=8, stream=True)
     next(stream)

@@ -15,6 +15,7 @@ from otter_gguf.gguf.sidecar import read_insertion, to_native_spec
 from otter_gguf.loading import check_files, load_model
 from otter_gguf.options import LoadOptions
 from tests.guidance.reference import vocabulary_pair
+from tests.native.helpers import SAMPLING, open_sampler
 from tests.refusals import refused
 from tests.reliability.bad_values import ALLOWED, BAD, Callee, calls, stub_callees, unexpected
 from tests.synthetic_models import pair
@@ -46,7 +47,7 @@ def context() -> _native.Context:
 
 
 def sampler() -> _native.Sampler:
-    return _native.Sampler(model(), repeat_penalty=1.1, seed=1)
+    return open_sampler(model(), repeat_penalty=1.1, seed=1)
 
 
 SUBJECTS: dict[str, Callable[[], Any]] = {"GgufFile": file, "Model": model, "Context": context, "Sampler": sampler}
@@ -108,6 +109,7 @@ def good(callee: Callee, folder: Path) -> dict[str, Any]:
         "Context.__init__": {"n_ctx": 64, "n_threads": 1},
         "Context.sequence_copy": {"source": 0, "target": 1},
         "Context.load_state": {"data": context().state()},
+        "Sampler.__init__": SAMPLING,
         "Sampler.restore": {"state": sampler().save()},
         "Model.__init__": {"path": str(files.base), "sidecar": str(files.otter), "insertion": spec()},
         "Model.tokenize": {"text": b"some text"},
@@ -215,7 +217,7 @@ def test_properties_after_close_are_typed_errors(owner: str) -> None:
 
 
 def test_what_is_made_of_something_closed_is_a_typed_error() -> None:
-    for make in (_native.Context, _native.Sampler):
+    for make in (_native.Context, open_sampler):
         with refused(EngineError, "closed"):
             make(closed("Model"))
     for function in (_native.check_base, lambda file: _native.check_finite(file, [TENSOR])):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from otter_gguf import EngineError, _native
+from tests.native.helpers import open_sampler
 from tests.refusals import refused
 from tests.reliability import leaks, lifetimes, threads
 
@@ -40,7 +41,7 @@ def test_live_objects_are_counted() -> None:
     before = _native.live_objects()
     model = threads.shared_model()
     context = _native.Context(model, n_ctx=64, n_threads=1)
-    sampler = _native.Sampler(model)
+    sampler = open_sampler(model)
     twin = sampler.clone(1)
     held = {name: count - before[name] for name, count in _native.live_objects().items()}
     assert held == {"files": 0, "models": 1, "contexts": 1, "samplers": 2}

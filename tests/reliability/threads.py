@@ -21,6 +21,7 @@ from otter_gguf import _native
 from otter_gguf.loading import check_files, load_model
 from otter_gguf.options import LoadOptions
 from tests.guidance.reference import vocabulary_pair
+from tests.native.helpers import open_sampler
 
 THREADS = 8
 ROUNDS = 100
@@ -35,7 +36,7 @@ def shared_model() -> _native.Model:
 def work(model: _native.Model, seed: int) -> bytes:
     """Everything that a context of its own computes for a seed, as bytes."""
     context = _native.Context(model, n_ctx=128, n_seq_max=2, n_threads=1)
-    sampler = _native.Sampler(model, seed=seed, repeat_penalty=1.2)
+    sampler = open_sampler(model, seed=seed, repeat_penalty=1.2)
     tokens = np.random.default_rng(seed).integers(3, model.n_vocab, _PROMPT).astype(np.int32)
     seen = [context.score(tokens).tobytes(), context.log_probabilities(tokens, position=_PROMPT).tobytes()]
     context.clear()
