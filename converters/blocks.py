@@ -9,15 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from otter_gguf import _native, architectures
+from otter_gguf.adapter_format import INFIX
 from otter_gguf.architectures import Architecture
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.writer import progress_bar
+from otter_gguf.tensors import check_shapes
+from otter_gguf.widened_format import EMBEDDING, NORM, OUTPUT, Widened, widened_tensors
 
 from .checkpoint import Checkpoint, Float32
 from .recipes import row_ranges, unpermute_rows
-from .widened_layout import EMBEDDING, MARK, OUTPUT, Widened, widened_tensors
 
 # ---- the base it is compared with ------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class GgufReference:
         return tensor
 
 
-_GGUF_TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", OUTPUT: "output.weight"}
+_GGUF_TENSORS = {EMBEDDING: "token_embd.weight", NORM: "output_norm.weight", OUTPUT: "output.weight"}
 
 
 def _gguf_name(name: str, architecture: Architecture) -> str:
@@ -145,16 +147,8 @@ def check_blocks(checkpoint: Checkpoint, config: InsertionConfig, reference: Ref
         MismatchError: Names the first wrong element.
     """
     tensors = widened_tensors(config)
-    found = checkpoint.shapes()
-    problems = [f"{name} is missing" for name in tensors if name not in found]
-    problems += [f"{name} does not belong here" for name in found if name not in tensors and MARK not in name]
-    problems += [
-        f"{name} has shape {list(found[name])}, expected {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in found and found[name] != tensor.shape
-    ]
-    if problems:
-        raise FileError(f"{checkpoint.path}: tensors: {'; '.join(problems)}")
+    found = {name: shape for name, shape in checkpoint.shapes().items() if INFIX not in name}
+    check_shapes(checkpoint.path, {name: tensor.shape for name, tensor in tensors.items()}, found)
     n_values = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     with progress_bar("Checking", n_values * 4) as bar:
         for name, tensor in tensors.items():

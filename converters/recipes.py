@@ -16,6 +16,7 @@ from otter_gguf.gguf import keys
 from otter_gguf.gguf.sidecar import expected_tensors, mixture_type
 from otter_gguf.gguf.writer import TensorPlan
 from otter_gguf.quantization import fitting_type
+from otter_gguf.tensors import check_shapes
 
 from .checkpoint import Float32, TensorSource
 
@@ -124,17 +125,8 @@ def _stacked(prefix: str, paths: Sequence[str], sizes: Sequence[tuple[int, int]]
 
 def check_source(source: TensorSource, config: InsertionConfig) -> None:
     """``FileError`` that names every missing, extra or misshapen tensor of an adapter."""
-    found = source.shapes()
     expected = {part.name: part.shape for parts in recipes(config).values() for part in parts}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} does not belong here" for name in found if name not in expected]
-    problems += [
-        f"{name} has shape {list(found[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    if problems:
-        raise FileError(f"{source.path}: tensors: {'; '.join(problems)}")
+    check_shapes(source.path, expected, source.shapes())
 
 
 def plan_tensors(source: TensorSource, config: InsertionConfig, outtype: str) -> list[TensorPlan]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..adapter_format import CONFIG_NAME
 from ..config import (
     Activation,
     BaseGeometry,
@@ -116,7 +117,7 @@ def add_insert_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[st
 def run(args: argparse.Namespace) -> int:
     """Insert and save; prints the folder."""
     require_training()
-    from ..training.checkpoint import CONFIG_NAME, load_base
+    from ..training.base import load_base
 
     if (args.output / CONFIG_NAME).exists() and not args.force:
         raise ConfigError(f"{args.output}: holds an adapter already; give another folder, or --force to replace it")
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_tokenizer(base: str, *, check: bool) -> None:
     """Refuse a GGUF base now that could not be trained later for its tokenizer; a warning without ``check``."""
-    from ..training.checkpoint import load_tokenizer
+    from ..training.base import load_tokenizer
     from ..training.gguf_base import is_gguf
 
     if not is_gguf(base) or not Path(base).is_file():

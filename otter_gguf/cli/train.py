@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..adapter_format import CONFIG_NAME
 from ..errors import ConfigError
 from ._common import add_options, given, print_json
 from .insert import (
@@ -176,7 +177,7 @@ def _check_start(args: argparse.Namespace) -> None:
         raise ConfigError("give an ADAPTER folder to start from, or --base for a fresh insertion")
     if args.resume or args.force or not args.output.exists():
         return
-    if (args.output / "otter_config.json").exists() or any(args.output.glob("checkpoint-*")):
+    if (args.output / CONFIG_NAME).exists() or any(args.output.glob("checkpoint-*")):
         raise ConfigError(f"{args.output}: holds a run already; --resume continues it, --force replaces it")
 
 
@@ -185,7 +186,7 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     import torch
 
     from ..training import DataOptions, OtterTrainer, load_rows
-    from ..training.checkpoint import load_tokenizer
+    from ..training.base import load_tokenizer
     from ..training.full import FullRewardModel
     from ..training.memory import memory_estimate
     from ..training.runs import checkpoints
@@ -264,20 +265,20 @@ def _calibrate(trainer: OtterTrainer, batch_size: int) -> None:
 
 
 def _model(args: argparse.Namespace) -> OtterModel:
-    from ..training import OtterModel
-    from ..training.checkpoint import load_base
+    from ..training import load
+    from ..training.base import load_base
     from ..training.runs import latest_checkpoint
 
     if args.resume:
-        return OtterModel.from_pretrained(args.base, latest_checkpoint(args.output))
+        return load(latest_checkpoint(args.output), args.base)
     if args.adapter:
-        return OtterModel.from_pretrained(args.base, args.adapter)
+        return load(args.adapter, args.base)
     return _full_model(args) if args.full else insert_from(args, load_base(args.base))
 
 
 def _full_model(args: argparse.Namespace) -> OtterModel:
     from ..training import geometry
-    from ..training.checkpoint import load_base
+    from ..training.base import load_base
     from ..training.full import full_reward_model
 
     base = load_base(args.base)

@@ -11,14 +11,13 @@ from .. import _native, architectures
 from ..architectures import Architecture
 from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..tensors import Shape, check_shapes
 from ..text import listed
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
 from .encoding import ALIGNMENT, TENSOR_TYPES, shape_without_ones
 from .fingerprint import fingerprint
 from .keys import Key
-
-Shape = tuple[int, ...]
 
 _MAX_TEXT = 1000
 """Characters of a text in a key; the longest one that belongs there is a sha256."""
@@ -326,30 +325,20 @@ def own_tensors(file: _native.GgufFile) -> list[_native.TensorInfo]:
 
 def check_tensors(file: _native.GgufFile, config: InsertionConfig) -> None:
     """``FileError`` that lists every tensor that is missing, extra, or of a wrong type or shape."""
-    problems = _tensor_problems(config, own_tensors(file))
-    if not is_merged(file) and file.alignment != ALIGNMENT:
-        problems.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
-    if problems:
-        raise FileError(f"{file.path}: tensors: {listed(problems)}")
-
-
-def _tensor_problems(config: InsertionConfig, tensors: list[_native.TensorInfo]) -> list[str]:
+    tensors = {tensor.name: tensor for tensor in own_tensors(file)}
     if not tensors:
-        return ["there is none"]
-    expected = expected_tensors(config)
-    found = {tensor.name: tensor for tensor in tensors}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} does not belong here" for name in found if name not in expected]
-    for name, shape in expected.items():
-        if name in found:
-            problems += _mistakes(found[name], shape)
-    return problems
+        raise FileError(f"{file.path}: tensors: there is none")
+    further = [problem for tensor in tensors.values() for problem in _wrong_types(tensor)]
+    if not is_merged(file) and file.alignment != ALIGNMENT:
+        further.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
+    expected = {name: shape_without_ones(shape) for name, shape in expected_tensors(config).items()}
+    check_shapes(
+        file.path, expected, {name: shape_without_ones(tensor.shape) for name, tensor in tensors.items()}, further
+    )
 
 
-def _mistakes(tensor: _native.TensorInfo, shape: Shape) -> list[str]:
+def _wrong_types(tensor: _native.TensorInfo) -> list[str]:
     problems = []
-    if shape_without_ones(tensor.shape) != shape_without_ones(shape):
-        problems.append(f"{tensor.name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if stays_float32(tensor.name) and tensor.type != "F32":
         problems.append(f"{tensor.name} is {tensor.type}, expected F32")
     if tensor.type not in TENSOR_TYPES:

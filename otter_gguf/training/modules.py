@@ -16,8 +16,6 @@ from torch.nn import functional
 from ..config import HeadConfig
 from .parts import base_part, factor, inserted_part, join
 
-INFIX = ".otter."
-"""In the name of every inserted tensor: the child ``otter`` of a widened module or a head."""
 BASE_INFIX = ".base."
 """In the names of a widened module's own tensors: its child ``base``. Without an insertion a "." stands there."""
 
