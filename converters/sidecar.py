@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,10 +18,11 @@ from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.atomic import atomic_folder, check_target
 from otter_gguf.gguf.checksums import check_checksums, has_checksums
 from otter_gguf.gguf.merge import split
+from otter_gguf.gguf.recipes import Part, recipes
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion
 from otter_gguf.gguf.writer import progress_bar
 
-from .recipes import Part, recipes, row_ranges, unpermute_rows
+from .recipes import row_ranges, unpermute_rows
 
 _NAMES = (CONFIG_NAME, TENSORS_NAME)
 _F32_SIZE = 4
@@ -101,7 +103,7 @@ def _places(insertion: InsertionConfig) -> list[tuple[str, int, Part]]:
     places = []
     for name, parts in recipes(insertion).items():
         first = 0
-        for part in parts:
+        for part in chain.from_iterable(map(Part.pieces, parts)):
             places.append((name, first, part))
             first += part.n_rows
     # the order in which safetensors writes tensors, and of the rows of each

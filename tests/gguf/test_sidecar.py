@@ -16,9 +16,9 @@ from otter_gguf.gguf import keys
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue, encode_value
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
+from otter_gguf.gguf.recipes import expected_tensors
 from otter_gguf.gguf.sidecar import (
     check_binding,
-    expected_tensors,
     is_merged,
     is_sidecar,
     read_fingerprint,

@@ -498,9 +498,9 @@ FILES = (
     ),
     Fault(
         "Converter: gate and up exchanged",
-        "converters/recipes.py",
-        "return _stacked(prefix, paths, [(config.n_ff[layer], 0)]",
-        "return _stacked(prefix, paths[::-1], [(config.n_ff[layer], 0)]",
+        "otter_gguf/gguf/recipes.py",
+        "_stacked(ffn.inputs, [(n_ff, 0)]",
+        "_stacked(ffn.inputs[::-1], [(n_ff, 0)]",
         _PARITY,
     ),
     Fault(
