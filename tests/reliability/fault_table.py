@@ -342,7 +342,7 @@ TRAINING = (
     Fault(
         "Partial norm: over h and h'",
         f"{_TRAINING}/modules.py",
-        "h = x.detach()[..., : self.base_columns].to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
+        "h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)\n        scale = torch.rsqrt(h.pow(2)",
         "h = x.detach().to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
         ("tests/training/test_modules.py",),
     ),
