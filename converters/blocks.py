@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,28 +21,6 @@ from .checkpoint import Checkpoint, Float32
 from .recipes import row_ranges, unpermute_rows
 
 # ---- the base it is compared with ------------------------------------------------------------------------------
-
-
-class Reference(Protocol):
-    """A base whose tensors the original blocks must equal."""
-
-    @property
-    def path(self) -> Path: ...
-
-    def rows(self, name: str, begin: int, end: int) -> Float32:
-        """Rows of the base's tensor, by Hugging Face name."""
-
-    def rounded(self, name: str, values: Float32) -> Float32:
-        """Values as the base's file would hold them."""
-
-    def __enter__(self) -> Reference: ...
-
-    def __exit__(self, *args: Any) -> None: ...
-
-
-def open_reference(base: BaseFiles, base_hf: str | Path | None) -> Reference:
-    """The base to compare with: the Hugging Face folder if there is one, else the GGUF, if it is not quantized."""
-    return HfReference(Path(base_hf)) if base_hf is not None else GgufReference(base)
 
 
 class HfReference:
@@ -69,10 +46,8 @@ class HfReference:
         """The values themselves: a widened checkpoint holds the base's as they are."""
         return values
 
-    def __enter__(self) -> HfReference:
-        return self
-
-    def __exit__(self, *args: Any) -> None:
+    def close(self) -> None:
+        """Close the folder's files."""
         self._checkpoint.close()
 
 
@@ -108,10 +83,7 @@ class GgufReference:
             return values
         return _native.dequantize(_native.quantize(np.ascontiguousarray(values), type), type, values.shape[1])
 
-    def __enter__(self) -> GgufReference:
-        return self
-
-    def __exit__(self, *args: Any) -> None:
+    def close(self) -> None:
         """The base belongs to the caller."""
 
     def _tensor(self, name: str) -> _native.TensorInfo:
@@ -122,6 +94,14 @@ class GgufReference:
         if tensor is None:
             raise FileError(f"{self.path}: tensor {wanted} is missing")
         return tensor
+
+
+Reference = HfReference | GgufReference
+
+
+def open_reference(base: BaseFiles, base_hf: str | Path | None) -> Reference:
+    """The base to compare with: the Hugging Face folder if there is one, else the GGUF, if it is not quantized."""
+    return HfReference(Path(base_hf)) if base_hf is not None else GgufReference(base)
 
 
 _GGUF_TENSORS = {EMBEDDING: "token_embd.weight", NORM: "output_norm.weight", OUTPUT: "output.weight"}

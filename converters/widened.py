@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def convert_widened(
     check_target(Path(target), inputs=[file.path for file in base.files], force=force)
     record = read_widened(folder)
     config = dataclasses.replace(record.insertion, state_source="table" if record.insertion.width else "slice")
-    with Checkpoint(folder) as checkpoint, open_reference(base, base_hf) as reference:
+    with Checkpoint(folder) as checkpoint, closing(open_reference(base, base_hf)) as reference:
         check_blocks(checkpoint, config, reference)
         source = WidenedSource(checkpoint, config)
         inputs = [path for path in folder.iterdir() if path.is_file()]

@@ -19,7 +19,7 @@ from ..adapter_format import BASE_FOLDER, CONFIG_NAME, FINE_TUNED_BASE, TENSORS_
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
 from .base import geometry, load_base, load_tokenizer, save_tokenizer
-from .checkpoint import adapter_folder, check_overwrite, load_tensors
+from .checkpoint import adapter_folder, check_overwrite
 from .fingerprint import check_fingerprint
 from .initialisation import initialise_heads
 from .model import OtterModel
@@ -73,34 +73,35 @@ class FullRewardModel(OtterModel):
 
     def load_weights(self, path: str | Path) -> None:
         """As :meth:`OtterModel.load_weights`, with the base's tensors."""
-        base = _fine_tuned_base(Path(path), AdapterRecord.read(Path(path)))
+        base = self._load_base(None, Path(path), AdapterRecord.read(Path(path)), True)
         self.base_model.load_state_dict(base.state_dict())
         super().load_weights(path)
 
     @classmethod
     def from_pretrained(
         cls, base_model: nn.Module | str | Path | None, path: str | Path, *, check_base: bool = True
-    ) -> FullRewardModel:
-        """Load what :meth:`save_pretrained` wrote, with the base inside the folder; errors as of the base class.
+    ) -> OtterModel:
+        """As :meth:`OtterModel.from_pretrained`, with the base inside the folder: ``base_model`` is ``None``."""
+        model = super().from_pretrained(base_model, path, check_base=check_base)
+        tokenizer = Path(path) / BASE_FOLDER
+        if isinstance(model, FullRewardModel) and (tokenizer / "tokenizer_config.json").exists():
+            model.tokenizer = load_tokenizer(tokenizer)
+        return model
 
-        Args:
-            base_model: ``None``; there is no other base.
-            path: the folder.
-            check_base: compare the base with its fingerprint.
-        """
-        path = Path(path)
+    @staticmethod
+    def _load_base(
+        base_model: nn.Module | str | Path | None, path: Path, record: AdapterRecord, check: bool
+    ) -> PreTrainedModel:
         if base_model is not None:
             raise ConfigError(f"{path}: a full reward model, which holds its own fine-tuned base; give no other")
-        record = AdapterRecord.read(path)
-        base = _fine_tuned_base(path, record, check=check_base)
+        if not record.full:
+            raise FileError(f"{path / CONFIG_NAME}: no {FINE_TUNED_BASE}: the adapter of a frozen base")
+        base = load_base(path / BASE_FOLDER)
+        if check:
+            check_fingerprint(record.binding.get("base_fingerprint"), base, geometry(base), str(path))
         base.config._name_or_path = record.base_name or ""
         base.config._commit_hash = record.revision
-        model = cls(base, record.insertion)
-        load_tensors(model.inserted_parameters(), path / TENSORS_NAME)
-        model.training_record = record.training
-        if (path / BASE_FOLDER / "tokenizer_config.json").exists():
-            model.tokenizer = load_tokenizer(path / BASE_FOLDER)
-        return model
+        return base
 
 
 def full_reward_model(
@@ -126,15 +127,3 @@ def full_reward_model(
     initialise_vocabulary_heads(model)
     model.training_record = {"init": {"kind": "full", "seed": seed}}
     return model
-
-
-def _fine_tuned_base(path: Path, record: AdapterRecord, *, check: bool = True) -> PreTrainedModel:
-    """The base inside a folder, compared with the fingerprint."""
-    if not record.full:
-        raise FileError(
-            f"{path / CONFIG_NAME}: no {FINE_TUNED_BASE}: the adapter of a frozen base, no full reward model"
-        )
-    base = load_base(path / BASE_FOLDER)
-    if check:
-        check_fingerprint(record.binding.get("base_fingerprint"), base, geometry(base), str(path))
-    return base

@@ -364,21 +364,26 @@ class OtterModel(nn.Module):
             UnsupportedError: another format version, or an architecture that this version does not know.
             ConfigError: the folder holds a full reward model, which has a class of its own.
         """
-        path = Path(path)
-        record = AdapterRecord.read(path)
-        if record.full:
-            raise ConfigError(
-                f"{path}: a full reward model with a fine-tuned base of its own; use otter_gguf.training.load"
-            )
-        base = unwrap(base_model) if isinstance(base_model, nn.Module) else load_base(base_model, path, record)
-        # Other sizes have a message of their own, which __init__ gives.
-        if check_base and geometry(base) == record.insertion.base:
-            check_fingerprint(record.binding.get("base_fingerprint"), base, record.insertion.base, str(path))
-            check_adapters(record.binding, base, str(path))
-        model = cls(base, record.insertion)
-        model.load_weights(path)
+        path, record = Path(path), AdapterRecord.read(Path(path))
+        model = cls(cls._load_base(base_model, path, record, check_base), record.insertion)
+        load_tensors(model.inserted_parameters(), path / TENSORS_NAME)
         model.training_record = record.training
         return model
+
+    @staticmethod
+    def _load_base(
+        base_model: nn.Module | str | Path | None, path: Path, record: AdapterRecord, check: bool
+    ) -> PreTrainedModel:
+        """The base that a folder's adapter is for; see :meth:`from_pretrained`."""
+        if record.full:
+            reason = "a full reward model with a fine-tuned base of its own"
+            raise ConfigError(f"{path}: {reason}; load it with otter_gguf.training.load")
+        base = unwrap(base_model) if isinstance(base_model, nn.Module) else load_base(base_model, path, record)
+        # Other sizes have a message of their own, which __init__ gives.
+        if check and geometry(base) == record.insertion.base:
+            check_fingerprint(record.binding.get("base_fingerprint"), base, record.insertion.base, str(path))
+            check_adapters(record.binding, base, str(path))
+        return base
 
 
 def _check_attention(model: PreTrainedModel, architecture: Architecture) -> None:

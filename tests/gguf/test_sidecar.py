@@ -157,6 +157,15 @@ def test_experts_are_counted_where_there_are_any() -> None:
     assert InsertionConfig.from_dict(sparse.to_dict()) == sparse
 
 
+@pytest.mark.parametrize("gguf", ["llama", "gptneox"])
+def test_tensors_of_absurd_sizes_are_told_without_making_them(gguf: str) -> None:
+    """A damaged file may say any size; heads that stand one by one in a fused map are counted, not listed."""
+    config = insertion(base=replace(GEOMETRY, architecture=gguf), n_head_kv=(2**30, 1), n_ff=(2**30, 1))
+    base = config.base
+    rows = base.head_dim * (base.group + 2) * 2**30
+    assert expected_tensors(config)["blk.0.attn_qkv.otter.weight"] == (base.n_embd + config.width, rows)
+
+
 def test_the_documentation_lists_every_key_and_tensor() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text("utf-8")
     rows = {line for line in text.splitlines() if line.startswith("| `")}
