@@ -16,8 +16,6 @@ from torch.nn import functional
 from ..config import HeadConfig
 from .parts import base_part, factor, inserted_part, join
 
-INFIX = ".otter."
-"""In the name of every inserted tensor: the child ``otter`` of a widened module or a head."""
 BASE_INFIX = ".base."
 """In the names of a widened module's own tensors: its child ``base``. Without an insertion a "." stands there."""
 
@@ -48,7 +46,7 @@ class Inserted(nn.Module):
 def inserted_product(weight: Tensor, h: Tensor, inserted: Tensor, bias: Tensor | None = None) -> Tensor:
     """Inserted rows (rows, d + e) times [h, h'], and their bias: (..., rows)."""
     # Two products instead of one: no gradient is computed for the base's columns.
-    over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)
+    over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)  # (rows, d), (rows, e)
     bias = bias.to(h.dtype) if bias is not None else None
     return functional.linear(h, over_base) + functional.linear(inserted, over_inserted, bias)
 
@@ -161,8 +159,8 @@ class WidenedRMSNorm(Widened):
         if not self.enabled:
             return y
         dtype = parameter_dtype(x.dtype)
-        h = x.detach()[..., : self.base_columns].to(dtype)
-        scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)
+        scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)  # (..., 1)
         return join(y, self.otter.weight * (inserted_part(x, self.base_columns).to(dtype) * scale))
 
 
@@ -180,8 +178,8 @@ class WidenedLayerNorm(Widened):
         if not self.enabled:
             return y
         dtype = parameter_dtype(x.dtype)
-        h = x.detach()[..., : self.base_columns].to(dtype)
-        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)
+        h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)
+        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)  # (..., 1) each
         normed = (inserted_part(x, self.base_columns).to(dtype) - mean) * torch.rsqrt(variance + self.epsilon)
         return join(y, self.otter.weight * normed + cast(Tensor, self.otter.bias))
 
@@ -198,7 +196,7 @@ class WidenedHeadNorm(Widened):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) with the heads along ``heads_dim`` -> the same shape."""
-        h, inserted = x.tensor_split([self.base_columns], dim=self.heads_dim)
+        h, inserted = x.tensor_split([self.base_columns], dim=self.heads_dim)  # the base's heads, the inserted
         with torch.no_grad():
             y = cast(Tensor, self.base(h.detach().contiguous()))
         if not self.enabled:
@@ -384,10 +382,10 @@ class VocabularyHead(Head):
         Returns:
             (..., k) or (..., V).
         """
-        direction, baseline = query[..., :-1], query[..., -1:]
+        direction, baseline = query[..., :-1], query[..., -1:]  # (..., r), (..., 1)
         if tokens is None:
             return functional.linear(direction, self.table.otter.weight) + baseline
-        rows = functional.embedding(tokens, self.table.otter.weight)
+        rows = functional.embedding(tokens, self.table.otter.weight)  # (..., k, r)
         return (rows @ direction[..., None]).squeeze(-1) + baseline
 
     def scores(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
