@@ -6,62 +6,78 @@
 
 namespace otter {
 
-// What llama.cpp's class of an architecture (src/models/) does otherwise than its Llama.
-enum feature : uint32_t {
-    // in the file, for the validator
-    head_norms   = 1u << 0, // norms of queries and keys, a weight for each channel of a head
-    map_biases   = 1u << 1, // attention output and FFN may have biases
-    output_bias  = 1u << 2, // the output projection may have one
-    rope_factors = 1u << 3, // rotary factors may stand in the file
-    long_factors = 1u << 4, // long and short ones may, whatever the scaling is called
-    partial_rope = 1u << 5, // the rotary embedding may leave out the last channels of a head
-    experts      = 1u << 6, // the FFN may be a mixture of experts
-    only_experts = 1u << 7, // it always is one, whose inner size is a key of its own
-    fused_gate   = 1u << 8, // gate and up are one matrix, ffn_up
-    scaled       = 1u << 9, // logits are divided by a number that the file must hold
-    tied         = 1u << 10, // the output projection is the embedding, and has no tensor
-    untied       = 1u << 11, // the output projection has a tensor of its own
-    fused_qkv    = 1u << 12, // queries, keys and values are one map
-    parallel     = 1u << 13, // a key says whether attention and FFN read the same state
-    other_norms  = 1u << 14, // the FFN's norm may be missing, each query and key head may have a norm of its own
-    positions    = 1u << 15, // a table of learned positions instead of a rotary embedding
-    no_pre_norms = 1u << 16, // sub-layers read the state as it is
-    post_norms   = 1u << 17, // the outputs of sub-layers are normed before they are added
-    windows      = 1u << 18, // some layers attend within a window
-    no_windows   = 1u << 19, // with a window it is an architecture of its own under the same name
+// What llama.cpp's class of an architecture (src/models/) does otherwise than its Llama. What otter_gguf/architectures
+// says too has the same name there: Architecture.traits, which a test compares with this table.
+// clang-format off
+#define OTTER_FEATURES(feature)                                                                                             \
+    /* in the file, for the validator */                                                                                    \
+    feature(head_norms)         /* norms of queries and keys, a weight for each channel of a head */                        \
+    feature(map_biases)         /* attention output and FFN may have biases */                                              \
+    feature(lm_head_bias)       /* the output projection may have one */                                                    \
+    feature(rope_factors)       /* rotary factors may stand in the file */                                                  \
+    feature(long_factors)       /* long and short ones may, whatever the scaling is called */                               \
+    feature(partial_rope)       /* the rotary embedding may leave out the last channels of a head */                        \
+    feature(experts)            /* the FFN may be a mixture of experts */                                                   \
+    feature(only_experts)       /* it always is one, whose inner size is a key of its own */                                \
+    feature(fused_gate)         /* gate and up are one matrix, ffn_up */                                                    \
+    feature(scaled)             /* logits are divided by a number that the file must hold */                                \
+    feature(tied)               /* the output projection is the embedding, and has no tensor */                             \
+    feature(untied)             /* the output projection has a tensor of its own */                                         \
+    feature(only_fused_qkv)     /* queries, keys and values are always one map, as they may be in every file */             \
+    feature(parallel)           /* a key says whether attention and FFN read the same state */                              \
+    feature(other_norms)        /* the FFN's norm may be missing, each query and key head may have a norm of its own */     \
+    feature(positions)          /* a table of learned positions instead of a rotary embedding */                            \
+    feature(no_pre_norms)       /* sub-layers read the state as it is */                                                    \
+    feature(post_norm)          /* the outputs of sub-layers are normed before they are added */                            \
+    feature(windows)            /* some layers attend within a window */                                                    \
+    feature(no_windows)         /* with a window it is an architecture of its own under the same name */                    \
+    /* in the file and in the graph */                                                                                      \
+    feature(layer_norm)         /* norms are LayerNorm, each with a bias */                                                 \
+    feature(all_biases)         /* every map of a layer has a bias */                                                       \
+    feature(ungated)            /* the FFN has no gate */                                                                   \
+    feature(joint_head_norms)   /* head_norms have one statistic for all heads, and weights for each of them */             \
+    feature(one_norm)           /* the FFN reads attn_norm, and so does attention, unless there is an attn_norm_2 for it */ \
+    /* in the graph alone, for the inserted blocks */                                                                       \
+    feature(gelu_ffn)           /* the FFN's activation is GELU in its tanh form instead of SiLU */                         \
+    feature(steps_without_rope) /* each n_no_rope_layer_step-th layer attends without rotary embedding */
+// clang-format on
 
-    // in the file and in the graph
-    layer_norms = 1u << 20, // norms are LayerNorm, each with a bias
-    all_biases  = 1u << 21, // every map of a layer has a bias
-    ungated     = 1u << 22, // the FFN has no gate
-    joint_norms = 1u << 23, // head_norms have one statistic for all heads, and a weight for each channel of each head
-    no_ffn_norm = 1u << 24, // the FFN reads attn_norm, beside attention, which may have attn_norm_2 instead
+#define OTTER_NAME(name) name,
+namespace feature_index {
+enum : uint32_t { OTTER_FEATURES(OTTER_NAME) };
+}
+#undef OTTER_NAME
 
-    // in the graph alone, for the inserted blocks
-    gelu_ffn           = 1u << 25, // the FFN's activation is GELU in its tanh form instead of SiLU
-    steps_without_rope = 1u << 26, // each n_no_rope_layer_step-th layer attends without rotary embedding
+#define OTTER_BIT(name) name = 1u << feature_index::name,
+enum feature : uint32_t { OTTER_FEATURES(OTTER_BIT) };
+#undef OTTER_BIT
+
+struct feature_set {
+    uint32_t bits = 0;
+
+    bool has(feature which) const { return (bits & which) != 0; }
 };
 
 // row(name in a GGUF, llama_model_<class>, features)
 // clang-format off
-#define OTTER_ARCHITECTURES(row)                                                                                            \
-    row("ernie4_5", ernie4_5, 0)                                                                                            \
-    row("falcon",   falcon,   layer_norms | fused_qkv | ungated | no_ffn_norm | gelu_ffn)                                   \
-    row("gemma",    gemma,    tied | gelu_ffn)                                                                              \
-    row("gemma2",   gemma2,   tied | post_norms | windows | gelu_ffn)                                                       \
-    row("gemma3",   gemma3,   head_norms | post_norms | windows | gelu_ffn)                                                 \
-    row("gpt2",     gpt2,     layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | positions)                        \
-    row("gptneox",  gptneox,  layer_norms | all_biases | fused_qkv | ungated | gelu_ffn | untied | partial_rope | parallel) \
-    row("granite",  granite,  map_biases | rope_factors | scaled)                                                           \
-    row("llama",    llama,    map_biases | rope_factors | experts)                                                          \
-    row("olmo2",    olmo2,    head_norms | joint_norms | no_pre_norms | post_norms | no_windows)                            \
-    row("phi3",     phi3,     long_factors | partial_rope | fused_gate)                                                     \
-    row("qwen2",    qwen2,    output_bias)                                                                                  \
-    row("qwen3",    qwen3,    head_norms)                                                                                   \
-    row("qwen3moe", qwen3moe, head_norms | experts | only_experts)                                                          \
-    row("smollm3",  smollm3,  steps_without_rope)                                                                           \
-    row("stablelm", stablelm, layer_norms | untied | partial_rope | other_norms)                                            \
-    row("starcoder2", starcoder2, layer_norms | all_biases | ungated | gelu_ffn)
+#define OTTER_ARCHITECTURES(row)                                                                                                \
+    row("ernie4_5", ernie4_5, 0)                                                                                                \
+    row("falcon",   falcon,   layer_norm | only_fused_qkv | ungated | one_norm | gelu_ffn)                                      \
+    row("gemma",    gemma,    tied | gelu_ffn)                                                                                  \
+    row("gemma2",   gemma2,   tied | post_norm | windows | gelu_ffn)                                                            \
+    row("gemma3",   gemma3,   head_norms | post_norm | windows | gelu_ffn)                                                      \
+    row("gpt2",     gpt2,     layer_norm | all_biases | only_fused_qkv | ungated | gelu_ffn | positions)                        \
+    row("gptneox",  gptneox,  layer_norm | all_biases | only_fused_qkv | ungated | gelu_ffn | untied | partial_rope | parallel) \
+    row("granite",  granite,  map_biases | rope_factors | scaled)                                                               \
+    row("llama",    llama,    map_biases | rope_factors | experts)                                                              \
+    row("olmo2",    olmo2,    head_norms | joint_head_norms | no_pre_norms | post_norm | no_windows)                            \
+    row("phi3",     phi3,     long_factors | partial_rope | fused_gate)                                                         \
+    row("qwen2",    qwen2,    lm_head_bias)                                                                                     \
+    row("qwen3",    qwen3,    head_norms)                                                                                       \
+    row("qwen3moe", qwen3moe, head_norms | experts | only_experts)                                                              \
+    row("smollm3",  smollm3,  steps_without_rope)                                                                               \
+    row("stablelm", stablelm, layer_norm | untied | partial_rope | other_norms)                                                 \
+    row("starcoder2", starcoder2, layer_norm | all_biases | ungated | gelu_ffn)
 // clang-format on
 
 } // namespace otter

@@ -14,6 +14,7 @@ LLAMA_CPP_COMMIT: str
 LLAMA_CPP_VERSION: str
 
 ERROR_CLASSES: tuple[str, ...]
+ARCHITECTURE_FEATURES: dict[str, tuple[str, ...]]
 """Names of the classes of :mod:`otter_gguf.errors` that this module raises."""
 
 # ---- files -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 
+#include "architectures.h"
 #include "gguf/check_base.h"
 #include "gguf/finite.h"
 #include "gguf/quantize.h"
@@ -282,7 +283,30 @@ void register_file(py::module_ & m) {
 
 } // namespace
 
+// The features of each architecture by their names, which a test compares with otter_gguf/architectures.
+static py::dict architecture_features() {
+#define OTTER_NAMED(name) { name, #name },
+    static constexpr std::pair<feature, const char *> names[] = { OTTER_FEATURES(OTTER_NAMED) };
+#undef OTTER_NAMED
+    py::dict   result;
+    const auto add = [&](const char * architecture, feature_set features) {
+        py::list of_it;
+        for (const auto & [which, name] : names) {
+            if (features.has(which)) {
+                of_it.append(name);
+            }
+        }
+        result[architecture] = py::tuple(of_it);
+    };
+#define OTTER_ADD(name, class_name, features) add(name, { features });
+    OTTER_ARCHITECTURES(OTTER_ADD)
+#undef OTTER_ADD
+    return result;
+}
+
 void register_gguf(py::module_ & m) {
+    m.attr("ARCHITECTURE_FEATURES") = architecture_features();
+
     py::class_<file_bytes>(m, "_FileBytes", py::buffer_protocol()).def_buffer([](const file_bytes & self) {
         return py::buffer_info(const_cast<uint8_t *>(self.data), 1, py::format_descriptor<uint8_t>::format(), 1,
             { py::ssize_t(self.size) }, { py::ssize_t(1) }, /*readonly=*/true);

@@ -71,14 +71,14 @@ static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * product, int64
 
 void inserted_graph::on_attn_norm(ggml_tensor * y, int il) {
     const bool of_ffn = model.layers[il].attn_norm_2 != nullptr; // attention has the other one
-    if (!part.traits.joint_head_norms && !of_ffn) {
+    if (!part.features.has(joint_head_norms) && !of_ffn) {
         on_attn_input(y, {}, il);
     }
 }
 
 // Norms over all heads take their statistics from the base's, so these must be there.
 void inserted_graph::on_k_normed(ggml_tensor * k_normed, int il) {
-    if (part.traits.joint_head_norms) {
+    if (part.features.has(joint_head_norms)) {
         const query_key base = { normed_by(q_normed), normed_by(k_normed) };
         on_attn_input(product_input(base.q), base, il);
     }
@@ -147,7 +147,7 @@ void inserted_graph::on_ffn_norm(ggml_tensor * y, int il) {
 
 // Beside attention, where no norm is called the FFN's: its first product is the first sign of it.
 void inserted_graph::on_ffn_up(ggml_tensor * product, int il) {
-    if (!part.traits.no_ffn_norm) {
+    if (!part.features.has(one_norm)) {
         return;
     }
     ggml_tensor * y      = product_input(product);
@@ -232,7 +232,7 @@ inserted_graph::query_key inserted_graph::build_query_key(ggml_tensor * qkv, con
     const int64_t n_kv    = part.spec.n_head_kv[il];
     const int64_t n_query = model.hparams.n_head(layer.cache_layer);
 
-    if (part.traits.joint_head_norms) {
+    if (part.features.has(joint_head_norms)) {
         ggml_tensor * q = build_joint_norm(base.q, qkv, 0, layer.attn_q_norm, il);
         ggml_tensor * k = build_joint_norm(base.k, qkv, n_query, layer.attn_k_norm, il);
         return { build_rope(q, il), build_rope(k, il) };
@@ -320,14 +320,14 @@ ggml_tensor * inserted_graph::build_norm_mul_mat(const block_weight & w, const n
 }
 
 ggml_tensor * inserted_graph::build_norm_act(const block_weight & w, const norm_input & in, int il) {
-    if (fused(w.tensor, in.y->ne[1], il, w.gated ? 2 : 1)) {
+    if (fused(w.tensor, in.y->ne[1], il, w.ungated ? 1 : 2)) {
         return cpu_norm_act(ctx0, w, in);
     }
     ggml_tensor * product = build_concat_mul_mat(w.tensor, in.y, build_norm_input(in, il), il);
-    if (!w.gated) {
-        return w.gelu ? ggml_gelu(ctx0, product) : ggml_silu(ctx0, product);
+    if (w.ungated) {
+        return w.gelu_ffn ? ggml_gelu(ctx0, product) : ggml_silu(ctx0, product);
     }
-    return w.gelu ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
+    return w.gelu_ffn ? ggml_geglu(ctx0, product) : ggml_swiglu(ctx0, product);
 }
 
 ggml_tensor * inserted_graph::build_mul_mat_add(
@@ -367,7 +367,7 @@ ggml_tensor * inserted_graph::build_partial_norm(const norm_input & in, int il) 
 
     ggml_tensor * h     = ggml_is_contiguous(in.h) ? in.h : ggml_cont(ctx0, in.h);
     ggml_tensor * h_ins = in.h_ins;
-    if (part.norm.centered) {
+    if (part.norm.layer_norm) {
         ggml_tensor * mean = ggml_scale(ctx0, ggml_sum_rows(ctx0, h), inverse_n);
         h                  = ggml_sub(ctx0, h, mean);
         h_ins              = ggml_sub(ctx0, in.h_ins, mean);

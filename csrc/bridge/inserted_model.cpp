@@ -2,7 +2,6 @@
 
 #include "inserted_graph.h"
 
-#include "architectures.h"
 #include "gguf/error.h"
 
 #include "ggml-cpp.h"
@@ -23,9 +22,9 @@ namespace {
 template <class base_class>
 class inserted_model final : public base_class {
 public:
-    inserted_model(const llama_model_params & load_params, const insertion_spec & spec, const block_traits & traits) :
+    inserted_model(const llama_model_params & load_params, const insertion_spec & spec, feature_set features) :
         base_class(load_params),
-        part(spec, traits) {}
+        part(spec, features) {}
 
     void load_arch_hparams(llama_model_loader & loader) override {
         base_class::load_arch_hparams(loader);
@@ -67,28 +66,15 @@ private:
 };
 
 template <class base_class>
-std::unique_ptr<llama_model_base> create(
-    const llama_model_params & params, const insertion_spec & spec, const block_traits & traits) {
-    return std::make_unique<inserted_model<base_class>>(params, spec, traits);
+std::unique_ptr<llama_model_base> create(const llama_model_params & params, const insertion_spec & spec, feature_set features) {
+    return std::make_unique<inserted_model<base_class>>(params, spec, features);
 }
 
-block_traits traits_of(uint32_t features) {
-    block_traits traits;
-    traits.gelu               = (features & gelu_ffn) != 0;
-    traits.joint_head_norms   = (features & joint_norms) != 0;
-    traits.steps_without_rope = (features & steps_without_rope) != 0;
-    traits.gated              = (features & ungated) == 0;
-    traits.layer_norm         = (features & layer_norms) != 0;
-    traits.output_biases      = (features & all_biases) != 0;
-    traits.no_ffn_norm        = (features & no_ffn_norm) != 0;
-    return traits;
-}
-
-#define OTTER_MODEL(name, class_name, features) { name, create<llama_model_##class_name>, features },
+#define OTTER_MODEL(name, class_name, features) { name, create<llama_model_##class_name>, { features } },
 constexpr struct {
     const char *                         name;
     decltype(&create<llama_model_llama>) create;
-    uint32_t                             features;
+    feature_set                          features;
 } architectures[] = { OTTER_ARCHITECTURES(OTTER_MODEL) };
 #undef OTTER_MODEL
 
@@ -96,7 +82,7 @@ std::unique_ptr<llama_model_base> create_inserted_model(
     llm_arch arch, const llama_model_params & params, const insertion_spec & spec) {
     for (const auto & known : architectures) {
         if (llm_arch_from_string(known.name) == arch) {
-            auto model  = known.create(params, spec, traits_of(known.features));
+            auto model  = known.create(params, spec, known.features);
             model->arch = arch;
             return model;
         }

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "architectures.h"
 #include "insertion.h"
 #include "ops/block_ops.h"
 
@@ -29,17 +30,6 @@ struct inserted_layer {
     bool    rotated     = true; // queries and keys get the rotary embedding
 };
 
-// What an architecture does otherwise than Llama and neither its tensors nor its hyper-parameters tell.
-struct block_traits {
-    bool steps_without_rope = false; // each n_no_rope_layer_step-th layer attends without rotary embedding
-    bool gelu               = false; // the FFN's activation is GELU instead of SiLU
-    bool gated              = true;  // the FFN has a gate beside its up map
-    bool layer_norm         = false; // norms are LayerNorm with biases instead of RMSNorm
-    bool output_biases      = false; // maps back to the residual have biases
-    bool joint_head_norms   = false; // queries (and keys) are normed with one statistic for all heads
-    bool no_ffn_norm        = false; // the FFN reads attn_norm, beside attention, which may have attn_norm_2 instead
-};
-
 struct inserted_head_tensors {
     ggml_tensor * weight = nullptr; // [columns, outputs]
     ggml_tensor * bias   = nullptr; // [outputs]
@@ -47,7 +37,7 @@ struct inserted_head_tensors {
 
 struct inserted_part {
     insertion_spec spec;
-    block_traits   traits;
+    feature_set    features; // of the base's architecture
 
     int32_t n_layer = 0; // L of the base
 
@@ -59,7 +49,7 @@ struct inserted_part {
 
     norm_params norm; // outlives every graph: graphs are reused between calls
 
-    inserted_part(insertion_spec what, block_traits how) : spec(std::move(what)), traits(how) {}
+    inserted_part(insertion_spec what, feature_set of_base) : spec(std::move(what)), features(of_base) {}
 
     // Append the inserted attention as layers behind the base's, so that the KV cache holds them too.
     void extend_hparams(llama_hparams & hparams);
@@ -69,6 +59,9 @@ struct inserted_part {
 
     // Does any head, or the caller, read h' behind the last layer?
     bool reads_inserted_state() const;
+
+private:
+    class tensor_maker;
 };
 
 } // namespace otter

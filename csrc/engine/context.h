@@ -2,13 +2,13 @@
 
 #pragma once
 
+#include "cell_sharing.h"
 #include "exclusive.h"
 #include "logits.h"
 #include "model.h"
 #include "watch.h"
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -115,9 +115,7 @@ private:
     const int32_t     n_outputs_max;
     const std::string geometry; // of a saved sequence
 
-    // Sequences of one number may share cells: copies, and copies of copies.
-    std::vector<int32_t> family;
-    int32_t              n_families;
+    cell_sharing sharing;
 
     stop_function interrupted;
 
@@ -150,7 +148,7 @@ private:
     void feed_text(const int32_t * tokens, int32_t n_tokens, int32_t sequence, int32_t position, int32_t n_chunk,
         reward_mode mode, const row_reader & read_rows);
 
-    void leave_family(int32_t sequence);
+    void note_if_empty(int32_t sequence); // that shares nothing then
     void check_shift(int32_t sequence, int32_t first, int32_t last, int32_t delta) const;
     void check_batch(const token_batch & batch) const;
     void check_sequence(int32_t sequence) const;
@@ -159,7 +157,6 @@ private:
     void check_output_row(int32_t row) const;
     void check_rows() const;
     void check_gives_rewards() const;
-    void roll_back(const token_batch & batch);
 };
 
 } // namespace otter

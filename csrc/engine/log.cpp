@@ -2,8 +2,8 @@
 
 #include "llama.h"
 
-#include <deque>
 #include <mutex>
+#include <utility>
 
 namespace otter {
 
@@ -11,17 +11,14 @@ namespace {
 
 constexpr size_t max_kept_lines = 8; // the last words before a failure; more would not fit one message
 
-// Of each thread: what another one logs neither ends its lines nor explains its failures.
-struct thread_log {
-    std::string             line; // text of a line that has not ended yet
-    ggml_log_level          level = GGML_LOG_LEVEL_INFO;
-    std::deque<std::string> errors;
+// Of each thread: the text of a line that has not ended yet.
+struct open_line {
+    std::string    text;
+    ggml_log_level level = GGML_LOG_LEVEL_INFO;
 };
 
-thread_log & own_log() {
-    thread_local thread_log instance;
-    return instance;
-}
+thread_local open_line    own_line;
+thread_local log_errors * own_errors = nullptr; // the innermost
 
 struct shared_listener {
     std::mutex   mutex;
@@ -42,29 +39,21 @@ const char * level_name(ggml_log_level level) {
     }
 }
 
-// A finished line: remember it where it may explain a failure.
-void remember(thread_log & log, const std::string & line) {
-    if (log.level == GGML_LOG_LEVEL_ERROR) {
-        log.errors.push_back(line);
-        if (log.errors.size() > max_kept_lines) {
-            log.errors.pop_front();
-        }
-    }
-}
-
 void on_log(ggml_log_level level, const char * text, void *) {
-    thread_log & log = own_log();
+    open_line & own = own_line;
     if (level != GGML_LOG_LEVEL_CONT) {
-        log.level = level;
+        own.level = level;
     }
-    log.line += text;
-    if (log.line.empty() || log.line.back() != '\n') {
+    own.text += text;
+    if (own.text.empty() || own.text.back() != '\n') {
         return;
     }
     std::string line;
-    line.swap(log.line);
+    line.swap(own.text);
     line.pop_back();
-    remember(log, line);
+    if (own.level == GGML_LOG_LEVEL_ERROR && own_errors != nullptr) {
+        own_errors->add(line);
+    }
 
     log_listener listener;
     {
@@ -72,7 +61,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
         listener = shared().listener;
     }
     if (listener) { // outside the lock: the listener may wait for Python's
-        listener(level_name(log.level), line);
+        listener(level_name(own.level), line);
     }
 }
 
@@ -88,14 +77,27 @@ void set_log_listener(log_listener listener) {
     std::swap(shared().listener, listener);
 }
 
-std::string take_log_errors() {
-    auto &      errors = own_log().errors;
-    std::string joined;
-    for (const auto & error : errors) {
-        joined += (joined.empty() ? "" : "; ") + error;
+log_errors::log_errors() : outer(own_errors) {
+    own_errors = this;
+}
+
+log_errors::~log_errors() {
+    own_errors = outer;
+}
+
+void log_errors::add(const std::string & line) {
+    lines.push_back(line);
+    if (lines.size() > max_kept_lines) {
+        lines.erase(lines.begin());
     }
-    errors.clear();
-    return joined;
+}
+
+std::string log_errors::text(const std::string & none) const {
+    std::string joined;
+    for (const auto & line : lines) {
+        joined += (joined.empty() ? "" : "; ") + line;
+    }
+    return !joined.empty() ? joined : !none.empty() ? none : "no reason given";
 }
 
 } // namespace otter

@@ -48,8 +48,8 @@ llama_model * load(const std::string & path, const model_options & options, cons
     std::vector<float>       tensor_split;
     const llama_model_params params = to_llama_params(options, tensor_split);
 
-    take_log_errors();
-    std::string reason;
+    const log_errors errors;
+    std::string      reason;
     try {
         llama_model * loaded = inserted ? load_inserted_model(path, options.sidecar, inserted->spec, params)
                                         : llama_model_load_from_file(path.c_str(), params);
@@ -61,11 +61,8 @@ llama_model * load(const std::string & path, const model_options & options, cons
     } catch (const std::exception & error) {
         reason = error.what();
     }
-    const std::string log = take_log_errors();
-    if (!log.empty()) {
-        reason = reason.empty() ? log : reason + "; " + log;
-    }
-    throw engine_error("llama.cpp cannot load " + path + ": " + (reason.empty() ? "no reason given" : reason));
+    const bool both = !reason.empty() && !errors.empty();
+    throw engine_error("llama.cpp cannot load " + path + ": " + (both ? reason + "; " + errors.text() : errors.text(reason)));
 }
 
 // Call a llama.cpp function that fills a buffer and answers with the size it wanted, negative where it did not fit.

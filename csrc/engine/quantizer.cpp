@@ -107,12 +107,12 @@ std::vector<llama_model_kv_override> to_overrides(const quantize_options & optio
 }
 
 // The reason alone, out of the lines that llama.cpp logs on its way out.
-std::string quantizer_reason() {
+std::string quantizer_reason(const log_errors & errors) {
     static const std::string mark = "failed to quantize: ";
 
-    const std::string log = take_log_errors();
+    const std::string log = errors.text();
     const size_t      at  = log.rfind(mark);
-    return at == std::string::npos ? (log.empty() ? "no reason given" : log) : log.substr(at + mark.size());
+    return at == std::string::npos ? log : log.substr(at + mark.size());
 }
 
 quantize_report run(const std::string & source, const std::string & target, const quantize_options & options) {
@@ -137,13 +137,13 @@ quantize_report run(const std::string & source, const std::string & target, cons
     params.imatrix                     = options.importance.empty() ? nullptr : importance.data();
     params.kv_overrides                = overrides.data();
 
-    log_reader reader(options);
-    take_log_errors();
+    log_reader       reader(options);
+    const log_errors errors;
     active_reader     = &reader;
     const bool failed = llama_model_quantize(source.c_str(), target.c_str(), &params) != 0;
     active_reader     = nullptr;
     if (failed) {
-        throw engine_error("llama.cpp cannot quantize " + source + ": " + quantizer_reason());
+        throw engine_error("llama.cpp cannot quantize " + source + ": " + quantizer_reason(errors));
     }
     return std::move(reader.report);
 }

@@ -16,14 +16,11 @@ namespace otter {
 
 namespace {
 
-struct tensor_form {
+struct tensor_form : feature_set {
     std::string_view architecture;
-    uint32_t         features;
-
-    bool has(feature which) const { return (features & which) != 0; }
 };
 
-#define OTTER_FORM(name, class_name, features) { name, features },
+#define OTTER_FORM(name, class_name, features) { { features }, name },
 constexpr tensor_form tensor_forms[] = { OTTER_ARCHITECTURES(OTTER_FORM) };
 #undef OTTER_FORM
 
@@ -101,7 +98,7 @@ private:
     }
 
     void norms() const {
-        const char * epsilon = form.has(layer_norms) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
+        const char * epsilon = form.has(layer_norm) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
         if (!file.get_f32(key(epsilon))) {
             file.fail_key(key(epsilon), "is missing, expected an f32");
         }
@@ -224,7 +221,7 @@ private:
     void vector(const std::string & name, uint64_t n, bool required = true) { expected[name] = { { n }, required, true }; }
     void norm(const std::string & name, bool required = true) {
         vector(name + ".weight", sizes.n_embd, required);
-        if (form.has(layer_norms)) {
+        if (form.has(layer_norm)) {
             vector(name + ".bias", sizes.n_embd, required);
         }
     }
@@ -245,7 +242,7 @@ private:
             const std::string n_positions = sizes.architecture + ".context_length";
             matrix("position_embd", { sizes.n_embd, parts.head().get_u32(n_positions).value_or(0) });
         }
-        if (form.has(output_bias)) {
+        if (form.has(lm_head_bias)) {
             vector("output.bias", sizes.n_vocab, false);
         }
         if (form.has(long_factors) || (form.has(rope_factors) && sizes.rope_scaling == "longrope")) {
@@ -269,13 +266,13 @@ private:
     void expect_norms(const std::string & layer) {
         if (!form.has(no_pre_norms)) {
             norm(layer + "attn_norm");
-            if (form.has(no_ffn_norm)) {
+            if (form.has(one_norm)) {
                 norm(layer + "attn_norm_2", false);
             } else {
                 norm(layer + "ffn_norm", !form.has(other_norms));
             }
         }
-        if (form.has(post_norms)) {
+        if (form.has(post_norm)) {
             vector(layer + "post_attention_norm.weight", sizes.n_embd);
             vector(layer + "post_ffw_norm.weight", sizes.n_embd);
         }
@@ -286,9 +283,9 @@ private:
         const uint64_t n_q = uint64_t(sizes.head_dim_k) * sizes.n_head[0];
         const uint64_t n_k = uint64_t(sizes.head_dim_k) * sizes.n_head_kv[0];
 
-        if (form.has(fused_qkv) || has(layer + "attn_qkv.weight")) {
+        if (form.has(only_fused_qkv) || has(layer + "attn_qkv.weight")) {
             matrix(layer + "attn_qkv", { d, n_q + 2 * n_k });
-            if (!form.has(fused_qkv) || form.has(all_biases)) {
+            if (!form.has(only_fused_qkv) || form.has(all_biases)) {
                 vector(layer + "attn_qkv.bias", n_q + 2 * n_k, form.has(all_biases));
             }
         } else {
@@ -296,7 +293,7 @@ private:
             matrix(layer + "attn_k", { d, n_k });
             matrix(layer + "attn_v", { d, n_k });
         }
-        if (!form.has(fused_qkv) && !has(layer + "attn_qkv.bias")) {
+        if (!form.has(only_fused_qkv) && !has(layer + "attn_qkv.bias")) {
             vector(layer + "attn_q.bias", n_q, false);
             vector(layer + "attn_k.bias", n_k, false);
             vector(layer + "attn_v.bias", n_k, false);
@@ -304,8 +301,8 @@ private:
         matrix(layer + "attn_output", { n_q, d });
         bias(layer + "attn_output", d, map_biases);
         if (form.has(head_norms)) {
-            vector(layer + "attn_q_norm.weight", form.has(joint_norms) ? n_q : sizes.head_dim_k);
-            vector(layer + "attn_k_norm.weight", form.has(joint_norms) ? n_k : sizes.head_dim_k);
+            vector(layer + "attn_q_norm.weight", form.has(joint_head_norms) ? n_q : sizes.head_dim_k);
+            vector(layer + "attn_k_norm.weight", form.has(joint_head_norms) ? n_k : sizes.head_dim_k);
         }
         if (form.has(other_norms)) {
             expected[layer + "attn_q_norm.weight"] = { { sizes.head_dim_k, sizes.n_head[0] }, false, true };

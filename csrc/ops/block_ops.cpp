@@ -60,7 +60,7 @@ struct norm_statistic {
     float scale;
 
     norm_statistic(const float * h, int64_t n, const norm_params & norm) :
-        mean(norm.centered ? mean_of(h, n, [](float x) { return x; }) : 0.0f),
+        mean(norm.layer_norm ? mean_of(h, n, [](float x) { return x; }) : 0.0f),
         scale(1.0f / sqrtf(mean_of(h, n, [m = mean](float x) { return (x - m) * (x - m); }) + norm.eps)) {}
 };
 
@@ -210,11 +210,11 @@ void compute_norm_act(ggml_tensor * dst, int ith, int nth, void * userdata) {
     for (int64_t i = 0; i < dst->ne[1]; ++i) {
         float * out = column(dst, i) + rows.begin;
         multiply(weight, rows.begin, rows.end, input[i], out);
-        if (block.gated) {
+        if (!block.ungated) {
             multiply(weight, rows.begin + n, rows.end + n, input[i], up.data());
         }
         for (size_t j = 0; j < up.size(); ++j) {
-            out[j] = (block.gelu ? gelu(out[j]) : silu(out[j])) * up[j];
+            out[j] = (block.gelu_ffn ? gelu(out[j]) : silu(out[j])) * up[j];
         }
     }
 }
@@ -287,12 +287,12 @@ ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, 
 }
 
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in) {
-    return custom_normed(ctx, weight.tensor->ne[1] / (weight.gated ? 2 : 1), weight, in, compute_norm_act);
+    return custom_normed(ctx, weight.tensor->ne[1] / (weight.ungated ? 1 : 2), weight, in, compute_norm_act);
 }
 
 ggml_tensor * cpu_mul_mat_add(
     ggml_context * ctx, const block_weight & weight, ggml_tensor * a, ggml_tensor * b, const residual_input & to) {
-    GGML_ASSERT(to.w_ins == nullptr || (b != nullptr && !weight.norm.centered)); // no base norms otherwise before the sum
+    GGML_ASSERT(to.w_ins == nullptr || (b != nullptr && !weight.norm.layer_norm)); // no base norms otherwise before the sum
     ggml_tensor * args[] = { to.h_ins, a, b, to.o, to.w_ins };
     const int     n_args = to.w_ins != nullptr ? 5 : b != nullptr ? 3 : 2;
     return custom(ctx, weight.tensor->ne[1], a->ne[1], args, n_args, compute_mul_mat_add, &weight);

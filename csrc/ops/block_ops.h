@@ -11,8 +11,8 @@
 namespace otter {
 
 struct norm_params {
-    float eps      = 0.0f;
-    bool  centered = false; // LayerNorm: the mean of h is subtracted first
+    float eps        = 0.0f;
+    bool  layer_norm = false; // the mean of h is subtracted first
 };
 
 // Inserted weights of a norm.
@@ -27,9 +27,9 @@ struct block_weight {
     ggml_tensor * tensor = nullptr; // null where nothing is inserted
     ggml_tensor * bias   = nullptr; // [rows], of a product that is added to the residual; null where there is none
     norm_params   norm;
-    float         scale = 1.0f;  // of a product that is added to the residual
-    bool          gelu  = false; // the activation is GELU in its tanh form instead of SiLU
-    bool          gated = true;  // the activation is a gate's: the weight holds two matrices, gate above up
+    float         scale    = 1.0f;  // of a product that is added to the residual
+    bool          gelu_ffn = false; // the activation is GELU in its tanh form instead of SiLU
+    bool          ungated  = false; // the activation is no gate's, whose weight would hold two matrices, gate above up
 };
 
 // Input of an inserted sub-layer: y = the base's normed h [d, T]; h [d, T] gives the statistic; h_ins [e, T] is
@@ -56,7 +56,7 @@ ggml_tensor * cpu_partial_norm(ggml_context * ctx, const norm_input & in, const 
 // weight @ [y, y'] -> [rows, T]
 ggml_tensor * cpu_norm_mul_mat(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 
-// With x = [y, y'] -> activation(weight @ x) [rows, T]; gated: weight = gate above up -> activation(gate @ x) * (up @ x)
+// With x = [y, y'] -> ungated: activation(weight @ x) [rows, T]; else weight = gate above up -> activation(gate @ x) * (up @ x)
 // [rows/2, T]
 ggml_tensor * cpu_norm_act(ggml_context * ctx, const block_weight & weight, const norm_input & in);
 

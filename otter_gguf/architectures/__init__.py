@@ -182,6 +182,26 @@ class Architecture:
         """Whether attention and FFN read the same norm."""
         return bool(self.attention.norm) and self.attention.norm == self.ffn.norm
 
+    @property
+    def traits(self) -> frozenset[str]:
+        """How its layers differ from Llama's, each by the name of that feature in ``csrc/architectures.h``."""
+        attention, ffn = self.attention, self.ffn
+        has = {
+            "all_biases": attention.input_bias and attention.output_bias and ffn.input_bias and ffn.output_bias,
+            "experts": ffn.experts,
+            "fused_gate": len(set(ffn.inputs)) < len(ffn.inputs),
+            "gelu_ffn": self.activations != ("silu",),
+            "head_norms": attention.head_norms,
+            "joint_head_norms": attention.joint_head_norms,
+            "layer_norm": self.layer_norm,
+            "no_pre_norms": not (attention.norm or ffn.norm),
+            "one_norm": self.one_norm,
+            "positions": self.positions,
+            "post_norm": attention.post_norm and ffn.post_norm,
+            "ungated": len(ffn.inputs) == 1,
+        }
+        return frozenset(trait for trait, present in has.items() if present)
+
     def of_form(self, base: BaseGeometry) -> Architecture:
         """The description of a base of these sizes."""
         return replace(self, **self.form(base))

@@ -70,6 +70,34 @@ def test_each_of_two_failures_has_its_own_reason(no_gguf: Path, tmp_path: Path) 
     assert (names(of_nothing, NO_GGUF), names(of_nothing, NO_FILE)) == (False, True)
 
 
+def test_reasons_stay_apart_over_many_rounds(no_gguf: Path, tmp_path: Path) -> None:
+    """Without a listener, as fast as the threads can."""
+    missing = tmp_path / "missing.gguf"
+
+    def failures(path: Path) -> set[str]:
+        return {reason_of(path) for _ in range(200)}
+
+    with ThreadPoolExecutor(2) as pool:
+        of_text, of_nothing = pool.map(failures, (no_gguf, missing))
+    assert of_text == {reason_of(no_gguf)}
+    assert of_nothing == {reason_of(missing)}
+
+
+def test_a_listener_that_calls_llama_cpp_takes_no_reason_from_the_call_around_it(no_gguf: Path, tmp_path: Path) -> None:
+    missing, nested = tmp_path / "missing.gguf", list[str]()
+    alone = reason_of(no_gguf)
+    assert names(alone, NO_GGUF)
+
+    def listener(level: str, line: str) -> None:
+        if level == "error" and not nested:
+            nested.append("")  # its own lines come here too
+            nested[0] = reason_of(missing)
+
+    with listening(listener):
+        assert reason_of(no_gguf) == alone
+    assert (names(nested[0], NO_GGUF), names(nested[0], NO_FILE)) == (False, True)
+
+
 def shifted(base: Path, shift: Callable[[_native.Context], None]) -> Float32:
     """Logits of a token behind a text whose first half has been dropped."""
     context = open_base(base)

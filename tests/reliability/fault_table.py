@@ -558,8 +558,8 @@ NATIVE = (
     Fault(
         "Fused FFN: the activation on the wrong half",
         "csrc/ops/block_ops.cpp",
-        "out[j] = (block.gelu ? gelu(out[j]) : silu(out[j])) * up[j];",
-        "out[j] = (block.gelu ? gelu(up[j]) : silu(up[j])) * out[j];",
+        "out[j] = (block.gelu_ffn ? gelu(out[j]) : silu(out[j])) * up[j];",
+        "out[j] = (block.gelu_ffn ? gelu(up[j]) : silu(up[j])) * out[j];",
         _PARITY,
     ),
     Fault(
@@ -585,21 +585,21 @@ NATIVE = (
     ),
     Fault(
         "Scoring: every chunk at the text's beginning",
-        "csrc/engine/context.cpp",
+        "csrc/engine/context_text.cpp",
         "std::iota(positions.begin(), positions.end(), position + i);",
         "std::iota(positions.begin(), positions.end(), position + 0*i);",
         ("tests/native/test_context.py", "tests/native/test_cache.py"),
     ),
     Fault(
         "Log-probabilities: of the token itself",
-        "csrc/engine/context.cpp",
+        "csrc/engine/context_text.cpp",
         "double(row[tokens[j + 1]])",
         "double(row[tokens[j]])",
         ("tests/native/test_cache.py",),
     ),
     Fault(
         "A call that fails leaves its tokens in the cache",
-        "csrc/engine/context.cpp",
+        "csrc/engine/context_decode.cpp",
         "std::min(it->second, batch.positions[i]);",
         "batch.positions[i] + 1;",
         ("tests/native/test_interrupt.py", "tests/native/test_cache.py"),
@@ -656,8 +656,8 @@ NATIVE = (
     Fault(
         "Log: the errors of all threads together",
         "csrc/engine/log.cpp",
-        "thread_local thread_log instance;",
-        "static thread_log instance;",
+        "thread_local log_errors * own_errors",
+        "static log_errors * own_errors",
         ("tests/native/test_log.py",),
     ),
     Fault(
