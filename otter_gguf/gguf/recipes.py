@@ -90,8 +90,8 @@ def _recipes(config: InsertionConfig) -> Iterator[Recipe]:
         rows, path = config.head_rows(head), f"heads.{head.name}"
         yield _single(keys.HEAD_WEIGHT.format(name=head.name), path, rows, config.head_input_size(head))
         yield _single(keys.HEAD_BIAS.format(name=head.name), path, rows, kind="bias")
-        if head.kind == "vocabulary":
-            yield _single(keys.HEAD_TABLE.format(name=head.name), f"{path}.table", base.n_vocab, head.rank)
+        for table, shape in head.of_kind.tables(head, base.n_vocab).items():
+            yield _single(keys.head_table(table).format(name=head.name), f"{path}.{table}", *shape)
 
 
 def _single(key: str, path: str, *shape: int, kind: str = "weight") -> Recipe:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from .. import _native
-from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
+from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..heads import is_head_name, kinds
 from ..tensors import check_shapes
 from ..text import listed
 from . import keys
@@ -92,7 +93,7 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
     wanted += [
         head_key(key, name)
         for name in head_names
-        for key in head_keys(_string(file, head_key(keys.HEAD_KIND, name).name))
+        for key in keys.head_keys(_string(file, head_key(keys.HEAD_KIND, name).name))
     ]
     values = _read(file, wanted)
     try:
@@ -111,11 +112,6 @@ def read_fingerprint(file: _native.GgufFile) -> str:
 def head_key(key: Key, name: str) -> Key:
     """A per-head key with the head's name in its place."""
     return dataclasses.replace(key, name=key.name.format(name=name))
-
-
-def head_keys(kind: str | None) -> tuple[Key, ...]:
-    """The keys of a head of this kind, with ``{name}`` in them."""
-    return keys.VOCABULARY_HEAD_KEYS if kind == "vocabulary" else keys.HEAD_KEYS
 
 
 def _string(file: _native.GgufFile, key: str) -> str | None:
@@ -200,20 +196,13 @@ def _base_and_heads(
 
 def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadConfig:
     kind = values[head_key(keys.HEAD_KIND, name)]
-    if kind not in get_args(HeadKind):
+    if kind not in kinds():
         raise UnsupportedError(
-            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows value and vocabulary heads; "
+            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows {' and '.join(kinds())} heads; "
             "update otter-gguf to read this file"
         )
-    return HeadConfig(
-        name=name,
-        labels=tuple(values[head_key(keys.HEAD_LABELS, name)]),
-        input=values[head_key(keys.HEAD_INPUT, name)],
-        activation=values[head_key(keys.HEAD_ACTIVATION, name)],
-        scale=tuple(values[head_key(keys.HEAD_SCALE, name)]),
-        shift=tuple(values[head_key(keys.HEAD_SHIFT, name)]),
-        kind=kind,
-        rank=values.get(head_key(keys.HEAD_RANK, name), 0),
+    return HeadConfig.from_dict(
+        {"name": name, **{key.field: values[head_key(key, name)] for key in keys.head_keys(kind)}}
     )
 
 
@@ -345,6 +334,7 @@ def to_native_spec(config: InsertionConfig) -> _native.InsertionSpec:
         heads=[
             _native.HeadSpec(
                 name=head.name,
+                kind=head.of_kind.native,
                 input=head.input,
                 activation=head.activation,
                 scale=head.scale,

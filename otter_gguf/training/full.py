@@ -23,7 +23,6 @@ from .checkpoint import adapter_folder, check_overwrite
 from .fingerprint import check_fingerprint
 from .initialisation import initialise_heads
 from .model import OtterModel
-from .vocabulary import initialise_vocabulary_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +122,6 @@ def full_reward_model(
     )
     insertion = InsertionConfig.uniform(geometry(base_model), 0, 0, heads=configs)
     model = FullRewardModel(base_model, insertion)
-    initialise_heads(model.value_heads.values(), seed)
-    initialise_vocabulary_heads(model)
+    initialise_heads(model, seed)
     model.training_record = {"init": {"kind": "full", "seed": seed}}
     return model
