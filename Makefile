@@ -70,10 +70,11 @@ qa: native test-slow fuzz soak fuzz-validator asan ## what runs at night (hours)
 
 # ---- lint
 
-lint: $(VENV)/.test ## ruff, mypy --strict and clang-format
+lint: $(VENV)/.test ## ruff, mypy --strict, layers of imports, and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(VENV)/.test ## format Python and C++ as lint expects it

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from otter_gguf import _native
-from otter_gguf.adapter_format import WEIGHTS_STEM, AdapterRecord
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import MismatchError
+from otter_gguf.folders.adapter import WEIGHTS_STEM, AdapterRecord
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from otter_gguf import _native, architectures
-from otter_gguf.adapter_format import INFIX
 from otter_gguf.architectures import Architecture
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
+from otter_gguf.folders.adapter import INFIX
+from otter_gguf.folders.widened import EMBEDDING, NORM, OUTPUT, Widened, widened_tensors
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.writer import progress_bar
-from otter_gguf.tensors import check_shapes
-from otter_gguf.widened_format import EMBEDDING, NORM, OUTPUT, Widened, widened_tensors
+from otter_gguf.tensor_shapes import check_shapes
 
 from .checkpoint import Checkpoint, Float32
 from .recipes import row_ranges, unpermute_rows

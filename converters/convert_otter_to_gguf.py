@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; prints the path of the written file."""
-    from otter_gguf.adapter_format import CONFIG_NAME
-    from otter_gguf.widened_format import is_widened
+    from otter_gguf.folders.adapter import CONFIG_NAME
+    from otter_gguf.folders.widened import is_widened
 
     folder: Path = args.input
     if args.to_adapter:
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 def _convert_adapter(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.adapter import convert_adapter
 
-    from otter_gguf.adapter_format import BASE_FOLDER, AdapterRecord
+    from otter_gguf.folders.adapter import BASE_FOLDER, AdapterRecord
     from otter_gguf.gguf.base import BaseFiles
 
     if args.merged or args.base_hf:
@@ -129,8 +129,8 @@ def _convert_adapter(args: argparse.Namespace) -> Path:
 def _convert_widened(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.widened import convert_widened
 
+    from otter_gguf.folders.widened import read_widened
     from otter_gguf.gguf.base import BaseFiles
-    from otter_gguf.widened_format import read_widened
 
     target = _target(args, "merged.gguf" if args.merged else "otter.gguf")
     base_hf = args.base_hf or (args.base if args.base and args.base.is_dir() else None)

@@ -14,7 +14,7 @@ from otter_gguf.gguf.recipes import Part, expected_tensors, recipes
 from otter_gguf.gguf.sidecar import mixture_type
 from otter_gguf.gguf.writer import TensorPlan
 from otter_gguf.quantization import fitting_type
-from otter_gguf.tensors import check_shapes
+from otter_gguf.tensor_shapes import check_shapes
 
 from .checkpoint import Float32, TensorSource
 

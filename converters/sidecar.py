@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from otter_gguf import _native
-from otter_gguf.adapter_format import CONFIG_NAME, TENSORS_NAME, AdapterRecord
 from otter_gguf.config import InsertionConfig
+from otter_gguf.folders.adapter import CONFIG_NAME, TENSORS_NAME, AdapterRecord
 from otter_gguf.gguf.atomic import atomic_folder, check_target
 from otter_gguf.gguf.checksums import check_checksums, has_checksums
 from otter_gguf.gguf.merge import split

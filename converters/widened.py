@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from otter_gguf.adapter_format import INFIX
 from otter_gguf.config import InsertionConfig
+from otter_gguf.folders.adapter import INFIX
+from otter_gguf.folders.widened import read_widened, widened_tensors
 from otter_gguf.gguf.atomic import atomic_path, check_target, hand_over, scratch_folder
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.metadata import Lineage
-from otter_gguf.widened_format import read_widened, widened_tensors
 
 from .adapter import write_sidecar
 from .blocks import check_blocks, open_reference

@@ -15,8 +15,8 @@ from benchmarks.demo_model.insertion import train_insertion
 from benchmarks.demo_model.stories import corpus, preference_pairs
 from benchmarks.demo_model.tokenizer import train_tokenizer
 from otter_gguf import _native
-from otter_gguf.adapter_format import TENSORS_NAME
 from otter_gguf.demo.assets import NAME, DemoFiles
+from otter_gguf.folders.adapter import TENSORS_NAME
 from otter_gguf.gguf.atomic import atomic_path
 from otter_gguf.gguf.base import BaseFiles
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..adapter_format import CONFIG_NAME
 from ..config import BaseGeometry, HeadConfig, InsertionConfig, StateSource
 from ..errors import ConfigError, UnsupportedError
+from ..folders.adapter import CONFIG_NAME
 from ..heads import Activation, HeadInput
 from ..heads.vocabulary import score_activation
 from ..train_options import flags

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapter_format import CONFIG_NAME
 from ..errors import ConfigError
+from ..folders.adapter import CONFIG_NAME
 from ..train_options import TrainOptions
 from ._common import add_options, given, print_json
 from .insert import (

@@ -13,7 +13,7 @@ from itertools import groupby
 from .. import architectures
 from ..architectures import Architecture, SubLayer
 from ..config import InsertionConfig
-from ..tensors import Shape
+from ..tensor_shapes import Shape
 from . import keys
 
 

@@ -11,7 +11,7 @@ from .. import _native
 from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from ..heads import is_head_name, kinds
-from ..tensors import check_shapes
+from ..tensor_shapes import check_shapes
 from ..text import listed
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted

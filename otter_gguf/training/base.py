@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import architectures
-from ..adapter_format import AdapterRecord
 from ..architectures import Architecture
 from ..config import BaseGeometry
 from ..errors import ConfigError, FileError
+from ..folders.adapter import AdapterRecord
 from ..tokenizers.agreement import load_tokenizer as load_hf_tokenizer
 from .gguf_base import is_gguf, load_gguf_base, load_gguf_tokenizer
 from .peft_base import unwrap

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..adapter_format import CONFIG_NAME, TENSORS_NAME, AdapterRecord
 from ..config import InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
+from ..folders.adapter import CONFIG_NAME, TENSORS_NAME, AdapterRecord
 from ..gguf.atomic import atomic_folder
-from ..tensors import check_shapes
+from ..tensor_shapes import check_shapes
 from .base import first_line
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adapter_format import INFIX
 from ..config import BaseGeometry
 from ..errors import MismatchError
+from ..folders.adapter import INFIX
 from .modules import BASE_INFIX
 
 _DOMAIN = b"otter-base-1\n"

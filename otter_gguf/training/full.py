@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_format import BASE_FOLDER, CONFIG_NAME, FINE_TUNED_BASE, TENSORS_NAME, AdapterRecord
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
+from ..folders.adapter import BASE_FOLDER, CONFIG_NAME, FINE_TUNED_BASE, TENSORS_NAME, AdapterRecord
 from .base import geometry, load_base, load_tokenizer, save_tokenizer
 from .checkpoint import adapter_folder, check_overwrite
 from .fingerprint import check_fingerprint

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..adapter_format import CONFIG_NAME, AdapterRecord
-from ..widened_format import is_widened
+from ..folders.adapter import CONFIG_NAME, AdapterRecord
+from ..folders.widened import is_widened
 from .full import FullRewardModel
 from .model import OtterModel
 from .widened import load_widened

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..adapter_format import CONFIG_NAME, INFIX, TENSORS_NAME, AdapterRecord
 from ..architectures import Architecture
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, MismatchError, UnsupportedError
+from ..folders.adapter import CONFIG_NAME, INFIX, TENSORS_NAME, AdapterRecord
 from ..gguf.sidecar import geometry_differences
 from .attention import set_split_sizes, split_heads
 from .base import architecture_of, geometry, load_base

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..adapter_format import INFIX, AdapterRecord
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..folders.adapter import INFIX, AdapterRecord
+from ..folders.widened import Widened, check_widenable, is_even, read_widened, widened_entry, widened_tensors
 from ..gguf.atomic import atomic_folder
-from ..tensors import Shape, check_shapes
-from ..widened_format import Widened, check_widenable, is_even, read_widened, widened_entry, widened_tensors
+from ..tensor_shapes import Shape, check_shapes
 from .base import load_base, save_tokenizer
 from .checkpoint import fill
 from .model import OtterModel

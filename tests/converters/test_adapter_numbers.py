@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from otter_gguf.adapter_format import CONFIG_NAME, AdapterRecord
 from otter_gguf.demo import demo_files
 from otter_gguf.errors import FileError
+from otter_gguf.folders.adapter import CONFIG_NAME, AdapterRecord
 from tests.refusals import refused
 
 

@@ -17,9 +17,9 @@ from otter_gguf.converters.sidecar import convert_sidecar
 from otter_gguf.converters.widened import convert_widened
 
 from otter_gguf import _native
-from otter_gguf.adapter_format import AdapterRecord
 from otter_gguf.config import HeadConfig
 from otter_gguf.errors import FileError, UnsupportedError
+from otter_gguf.folders.adapter import AdapterRecord
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.merge import merge

@@ -16,10 +16,10 @@ from transformers import LlamaForCausalLM
 from otter_gguf import _native
 from otter_gguf.config import HeadConfig, StateSource
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
+from otter_gguf.folders.widened import is_widened
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import split
 from otter_gguf.training import export_widened, insert
-from otter_gguf.widened_format import is_widened
 from tests.refusals import assert_names, refused
 
 from ..gguf.toy_files import (

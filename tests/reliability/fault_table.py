@@ -428,7 +428,7 @@ TRAINING = (
 FILES = (
     Fault(
         "Sidecar: a missing norm is not noticed",
-        "otter_gguf/tensors.py",
+        "otter_gguf/tensor_shapes.py",
         'problems = [f"{name} is missing" for name in expected if name not in found]',
         'problems = [f"{name} is missing" for name in expected if name not in found and "norm" not in name]',
         ("tests/gguf/test_sidecar.py",),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from otter_gguf.adapter_format import AdapterRecord
+from otter_gguf.folders.adapter import AdapterRecord
 from otter_gguf.training import geometry
 from otter_gguf.training.fingerprint import base_fingerprint
 from tests.training.toy import toy_base, toy_otter

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import architectures
-from .adapter_format import AdapterRecord, insertion_from
-from .architectures import Architecture, SubLayer
-from .config import InsertionConfig
-from .errors import FileError, MismatchError, UnsupportedError
-from .files import read_json
-from .tensors import Shape
+from .. import architectures
+from ..architectures import Architecture, SubLayer
+from ..config import InsertionConfig
+from ..errors import FileError, MismatchError, UnsupportedError
+from ..files import read_json
+from ..tensor_shapes import Shape
+from .adapter import AdapterRecord, insertion_from
 
 _ENTRY = "otter"
 EMBEDDING = "model.embed_tokens.weight"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import InsertionConfig
-from .errors import ConfigError, FileError, UnsupportedError
-from .files import read_json
+from ..config import InsertionConfig
+from ..errors import ConfigError, FileError, UnsupportedError
+from ..files import read_json
 
 CONFIG_NAME = "otter_config.json"
 WEIGHTS_STEM = "otter_model"
