@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_gguf import _native
-from otter_gguf.config import BaseGeometry, HeadConfig, HeadInput, InsertionConfig
+from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
 from otter_gguf.errors import OtterError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue
@@ -30,6 +30,7 @@ from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
 from otter_gguf.gguf.sidecar import expected_tensors, mixture_type, stays_float32
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
+from otter_gguf.heads import HeadInput
 from otter_gguf.quantization import fitting_type
 
 Float32 = npt.NDArray[np.float32]

@@ -67,8 +67,10 @@ def recipes(config: InsertionConfig) -> dict[str, tuple[Part, ...]]:
         shape = (config.head_rows(head), config.head_input_size(head))
         made[keys.HEAD_WEIGHT.format(name=head.name)] = (Part(f"heads.{head.name}.otter.weight", shape),)
         made[keys.HEAD_BIAS.format(name=head.name)] = (Part(f"heads.{head.name}.otter.bias", shape[:1]),)
-        table = Part(f"heads.{head.name}.table.otter.weight", (base.n_vocab, head.rank))
-        made[keys.HEAD_TABLE.format(name=head.name)] = (table,)
+        for table, shape in head.of_kind.tables(head, base.n_vocab).items():
+            made[keys.head_table(table).format(name=head.name)] = (
+                Part(f"heads.{head.name}.{table}.otter.weight", shape),
+            )
     return {name: made[name] for name in shapes}
 
 

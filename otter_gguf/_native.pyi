@@ -98,9 +98,18 @@ def dequantize(data: memoryview | bytes, type: str, n_columns: int) -> Float32:
 
 @final
 class HeadSpec:
-    """``rank`` of at least 1: a vocabulary head, which has one label. Activations: none, sigmoid, tanh, softmax."""
+    """``kind`` is a row of ``csrc/head_kinds.h``; ``ConfigError`` names them for another one. A vocabulary head has one
+    label and a ``rank`` of at least 1. Activations: none, sigmoid, tanh, softmax."""
     def __init__(
-        self, *, name: str, input: str, activation: str, scale: Sequence[float], shift: Sequence[float], rank: int = 0
+        self,
+        *,
+        name: str,
+        kind: str,
+        input: str,
+        activation: str,
+        scale: Sequence[float],
+        shift: Sequence[float],
+        rank: int = 0,
     ) -> None: ...
 
 @final

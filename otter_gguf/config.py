@@ -10,38 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from ._numbers import MAX_INT, finite, shown
+from ._numbers import MAX_INT, shown
 from .errors import ConfigError
+from .heads import HeadConfig, is_size, rewards_of
+
+__all__ = ["BaseGeometry", "HeadConfig", "InsertionConfig"]
 
 StateSource = Literal["slice", "table"]
-HeadInput = Literal["inserted", "base", "both"]
-Activation = Literal["none", "sigmoid", "tanh", "softmax"]
-HeadKind = Literal["value", "vocabulary"]
 
 MAX_LAYERS = 512
-_HEAD_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
-MAX_LABEL = 64
-_MAX_REWARD_LABEL = MAX_LABEL + 17  # head.label
 
 
 def _check_type(name: str, value: object, expected: type) -> None:
     if not isinstance(value, expected):
         raise ConfigError(f"insertion: {name} is a {type(value).__name__}, expected a {expected.__name__}")
-
-
-def _is_size(value: object, least: int = 0) -> bool:
-    """Whether llama.cpp can count with it."""
-    return type(value) is int and least <= value <= MAX_INT
-
-
-def is_head_name(name: object) -> bool:
-    """Whether a head may be called so: its name is part of keys and tensor names, and stands in messages."""
-    return isinstance(name, str) and _HEAD_NAME.fullmatch(name) is not None
 
 
 def _refuse(where: str, problems: list[str]) -> None:
@@ -78,7 +63,7 @@ class BaseGeometry:
         problems = [
             f"{name} is {shown(size)}, expected a whole number from {int(name != 'n_expert')} to {MAX_INT}"
             for name, size in sizes.items()
-            if not _is_size(size, int(name != "n_expert"))
+            if not is_size(size, int(name != "n_expert"))
         ]
         if not problems:
             problems = self._contradictions()
@@ -101,73 +86,6 @@ class BaseGeometry:
         """Every field that says something: a dense FFN has no experts to count."""
         fields = dataclasses.asdict(self)
         return fields if self.n_expert else {name: value for name, value in fields.items() if name != "n_expert"}
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """A head on the final normed state.
-
-    A ``value`` head has one scalar a label for the prefix that ends with the token:
-    ``reward = scale * activation(weight @ state + bias) + shift``, per label.
-
-    A ``vocabulary`` head predicts one reward of a value head for every possible next token v, from the state before
-    it: ``score(v) = scale * activation(<W state + c, t(v)> + <w, state> + b) + shift`` with a token table t of rank r.
-    """
-
-    name: str = "reward"
-    """Lowercase name, at most 16 characters; part of the tensor names."""
-    labels: tuple[str, ...] = ("reward",)
-    """What each scalar means; of a vocabulary head: the one entry of ``reward_labels`` that it predicts."""
-    input: HeadInput = "inserted"
-    """The state it reads: normed h', normed h, or both ([h, h'])."""
-    activation: Activation = "none"
-    """Applied to the raw scalar; softmax: over the labels of a value head."""
-    scale: tuple[float, ...] = ()
-    """Calibration, one a label; empty = all 1."""
-    shift: tuple[float, ...] = ()
-    """Calibration, one a label; empty = all 0."""
-    kind: HeadKind = "value"
-    """What it predicts: rewards of the prefix, or a score for every next token."""
-    rank: int = 0
-    """Columns r of a vocabulary head's token table; 0 for a value head."""
-
-    def __post_init__(self) -> None:
-        if not is_head_name(self.name):
-            raise ConfigError(f"head name {self.name!r}: expected 1 to 16 of a-z, 0-9, _ and a letter first")
-        object.__setattr__(self, "labels", tuple(self.labels))
-        _refuse(f"head {self.name!r}: ", list(self._problems()))
-        for field, default in (("scale", 1.0), ("shift", 0.0)):
-            what, expected = f"head {self.name!r}: {field}", f"{len(self.labels)} finite numbers"
-            values = tuple(finite(x, what, expected) for x in getattr(self, field)) or (default,) * len(self.labels)
-            if len(values) != len(self.labels):
-                raise ConfigError(f"{what} has {len(values)} entries, expected {expected}")
-            object.__setattr__(self, field, values)
-
-    def _problems(self) -> Iterator[str]:
-        if self.kind not in get_args(HeadKind):
-            yield f"kind {shown(self.kind)}, expected value or vocabulary"
-        if not self.labels or len(set(self.labels)) != len(self.labels):
-            yield "labels must be unique and at least one"
-        longest = MAX_LABEL if self.kind == "value" else _MAX_REWARD_LABEL
-        if not all(
-            isinstance(label, str) and label.isprintable() and 0 < len(label) <= longest for label in self.labels
-        ):
-            yield f"labels must be printable, of 1 to {longest} characters"
-        if self.input not in get_args(HeadInput):
-            yield f"input {shown(self.input)}, expected inserted, base or both"
-        if self.activation not in get_args(Activation):
-            yield f"activation {shown(self.activation)}, expected none, sigmoid, tanh or softmax"
-        if self.activation == "softmax" and (self.kind != "value" or len(self.labels) < 2):
-            yield "softmax needs a value head with at least 2 labels"
-        if self.kind == "vocabulary" and len(self.labels) != 1:
-            yield "a vocabulary head has exactly one label, the reward that it predicts"
-        if not _is_size(self.rank) or (self.rank < 1) == (self.kind == "vocabulary"):
-            yield f"rank is {shown(self.rank)}, expected at least 1 for a vocabulary head and 0 for a value head"
-
-
-def score_activation(source: HeadConfig) -> Activation:
-    """The activation of scores that predict one reward of ``source``; one label of a softmax is a sigmoid."""
-    return "sigmoid" if source.activation == "softmax" else source.activation
 
 
 @dataclass(frozen=True)
@@ -205,11 +123,11 @@ class InsertionConfig:
             sizes = getattr(self, name)
             if len(sizes) != base.n_layer:
                 problems.append(f"{name} has {len(sizes)} entries, the base has {base.n_layer} layers")
-            if not all(map(_is_size, sizes)):
+            if not all(map(is_size, sizes)):
                 problems.append(f"{name} has an entry that is no whole number from 0 to {MAX_INT}")
         for name in ("width", "state_offset"):
             size = getattr(self, name)
-            if not _is_size(size):
+            if not is_size(size):
                 return [*problems, f"{name} is {shown(size)}, expected a whole number from 0 to {MAX_INT}"]
         if self.width == 0 and (any(self.n_head_kv) or any(self.n_ff) or self.state_source == "table"):
             problems.append("width is 0, but heads, FFN or a table are inserted")
@@ -226,21 +144,12 @@ class InsertionConfig:
             problems.append(f"several heads are named {', '.join(twice)}")
         if self.width == 0 and any(head.input != "base" for head in self.heads):
             problems.append("width is 0, so every head must read input 'base'")
-        problems += self._vocabulary_problems()
+        for head in self.heads:
+            problems += head.of_kind.problems_beside(head, self.heads, base.n_embd)
         inserted_layers = sum(1 for k in self.n_head_kv if k)
         if base.n_layer + inserted_layers > MAX_LAYERS:
             problems.append(f"{base.n_layer} layers + {inserted_layers} inserted exceed llama.cpp's {MAX_LAYERS}")
         return problems
-
-    def _vocabulary_problems(self) -> Iterator[str]:
-        for head in self.vocabulary_heads:
-            if head.labels[0] not in self.reward_labels:
-                known = ", ".join(self.reward_labels) or "none"
-                yield f"head {head.name!r} predicts {head.labels[0]!r}, which is no reward of a value head ({known})"
-            elif head.activation not in ("none", score_activation(self.reward_source(head.labels[0])[0])):
-                yield f"head {head.name!r}: activation {head.activation}, expected that of the reward, or none"
-            if head.rank > self.base.n_embd:
-                yield f"head {head.name!r}: rank {head.rank} exceeds the base's width {self.base.n_embd}"
 
     @classmethod
     def uniform(
@@ -258,31 +167,26 @@ class InsertionConfig:
     @property
     def value_heads(self) -> tuple[HeadConfig, ...]:
         """The heads whose scalars are the rewards."""
-        return tuple(head for head in self.heads if head.kind == "value")
+        return tuple(head for head in self.heads if head.n_rewards)
 
     @property
     def vocabulary_heads(self) -> tuple[HeadConfig, ...]:
         """The heads that score every possible next token."""
-        return tuple(head for head in self.heads if head.kind == "vocabulary")
+        return tuple(head for head in self.heads if head.of_kind.native == "vocabulary")
 
     @property
     def n_rewards(self) -> int:
         """Scalars a token, all value heads together."""
-        return sum(len(head.labels) for head in self.value_heads)
+        return sum(head.n_rewards for head in self.heads)
 
     @property
     def reward_labels(self) -> tuple[str, ...]:
         """``head.label`` for each scalar, in output order; plain ``head`` where a value head has one label."""
-        return tuple(
-            head.name if len(head.labels) == 1 else f"{head.name}.{label}"
-            for head in self.value_heads
-            for label in head.labels
-        )
+        return tuple(rewards_of(self.heads))
 
     def reward_source(self, label: str) -> tuple[HeadConfig, int]:
         """The value head and the index of its label behind an entry of ``reward_labels``; ``KeyError`` if unknown."""
-        scalars = [(head, index) for head in self.value_heads for index in range(len(head.labels))]
-        return dict(zip(self.reward_labels, scalars, strict=True))[label]
+        return rewards_of(self.heads)[label]
 
     def n_query_heads(self, layer: int) -> int:
         """Inserted query heads g*k' of a layer."""
@@ -298,11 +202,12 @@ class InsertionConfig:
 
     def head_rows(self, head: HeadConfig) -> int:
         """Rows of a head's matrix: one a label, or W and w of a vocabulary head."""
-        return head.rank + 1 if head.kind == "vocabulary" else len(head.labels)
+        return head.of_kind.rows(head)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for ``otter_config.json``."""
-        fields = {**dataclasses.asdict(self), "base": self.base.to_dict()}
+        heads = [head.to_dict() for head in self.heads]
+        fields = {**dataclasses.asdict(self), "base": self.base.to_dict(), "heads": heads}
         return json.loads(json.dumps(fields))  # type: ignore[no-any-return]
 
     @classmethod
@@ -311,7 +216,7 @@ class InsertionConfig:
         try:
             fields = dict(data)
             fields["base"] = BaseGeometry(**fields["base"])
-            fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
+            fields["heads"] = tuple(HeadConfig.from_dict(head) for head in fields["heads"])
             return cls(**fields)
         except ConfigError:
             raise

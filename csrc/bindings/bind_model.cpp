@@ -46,15 +46,28 @@ struct head_spec {
     calibration   calibrated;
 };
 
-head_spec make_head(const std::string & name, const std::string & input, const std::string & act,
+const head_kind * to_head_kind(const std::string & head, const std::string & name) {
+    std::string known;
+    for (const auto & kind : head_kinds) {
+        if (name == kind.name) {
+            return &kind;
+        }
+        known += std::string(known.empty() ? "" : ", ") + kind.name;
+    }
+    throw config_error("head " + head + ": kind '" + name + "', expected one of " + known);
+}
+
+head_spec make_head(const std::string & name, const std::string & kind_name, const std::string & input, const std::string & act,
     const std::vector<float> & scale, const std::vector<float> & shift, int32_t rank) {
+    const head_kind * kind = to_head_kind(name, kind_name);
     if (scale.empty() || scale.size() != shift.size()) {
         throw config_error("head " + name + ": scale and shift need one number a label");
     }
-    if (rank < 0 || (rank > 0 && scale.size() != 1)) {
-        throw config_error("head " + name + ": a vocabulary head has one label and a rank of at least 1");
+    if (kind->table == nullptr ? rank != 0 : rank < 1 || scale.size() != 1) {
+        const char * expected = kind->table == nullptr ? "rank 0" : "one label and a rank of at least 1";
+        throw config_error("head " + name + ": a " + kind_name + " head has " + expected);
     }
-    return { { name, to_head_input(input), int32_t(scale.size()), rank }, { to_activation(act), scale, shift } };
+    return { { name, kind, to_head_input(input), int32_t(scale.size()), rank }, { to_activation(act), scale, shift } };
 }
 
 insertion make_insertion(int32_t width, const std::vector<int32_t> & n_head_kv, const std::vector<int32_t> & n_ff,
@@ -120,8 +133,8 @@ std::unique_ptr<py_model> make_model(const std::string & path, const std::string
 
 void register_model(py::module_ & module) {
     py::class_<head_spec>(module, "HeadSpec")
-        .def(py::init(&make_head), py::kw_only(), py::arg("name"), py::arg("input"), py::arg("activation"), py::arg("scale"),
-            py::arg("shift"), py::arg("rank") = 0);
+        .def(py::init(&make_head), py::kw_only(), py::arg("name"), py::arg("kind"), py::arg("input"), py::arg("activation"),
+            py::arg("scale"), py::arg("shift"), py::arg("rank") = 0);
 
     py::class_<insertion>(module, "InsertionSpec")
         .def(py::init(&make_insertion), py::kw_only(), py::arg("width"), py::arg("n_head_kv"), py::arg("n_ff"),

@@ -11,7 +11,7 @@ namespace otter {
 int32_t insertion_spec::n_rewards() const {
     int32_t n = 0;
     for (const auto & head : heads) {
-        n += head.is_vocabulary() ? 0 : head.n_labels;
+        n += head.n_rewards();
     }
     return n;
 }
@@ -86,7 +86,7 @@ bool inserted_part::reads_inserted_state() const {
 }
 
 static std::string table_suffix(const inserted_head & head) {
-    return "table." + head.name + ".otter.weight";
+    return std::string(head.kind->table) + "." + head.name + ".otter.weight";
 }
 
 const ggml_tensor * token_table(const llama_model * model, const inserted_head & head) {
@@ -195,7 +195,7 @@ public:
         tensors.weight = create(model.tn(LLM_TENSOR_CLS_OUT, weight.c_str()), { columns, head.n_outputs() });
         tensors.bias   = create(model.tn(LLM_TENSOR_CLS_OUT, bias.c_str()), { head.n_outputs() });
         part.heads.push_back(tensors);
-        if (head.is_vocabulary()) {
+        if (head.kind->table != nullptr) {
             create_token_table(model, loader, head);
         }
     }

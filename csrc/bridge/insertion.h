@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include "head_kinds.h"
+
 #include "llama.h"
 
 #include <cstdint>
@@ -13,16 +15,15 @@ namespace otter {
 
 enum class head_input { inserted, base, both };
 
-// A value head gives one scalar a label. A vocabulary head gives a query, from which every next token is scored with
-// its row of a token table: <query[0 .. rank - 1], row> + query[rank].
 struct inserted_head {
-    std::string name;
-    head_input  input    = head_input::inserted;
-    int32_t     n_labels = 1;
-    int32_t     rank     = 0; // columns of the token table; 0 = value head
+    std::string       name;
+    const head_kind * kind     = head_kinds;
+    head_input        input    = head_input::inserted;
+    int32_t           n_labels = 1;
+    int32_t           rank     = 0; // columns of the token table; 0 = none
 
-    bool    is_vocabulary() const { return rank > 0; }
-    int32_t n_outputs() const { return is_vocabulary() ? rank + 1 : n_labels; } // floats in a row
+    int32_t n_outputs() const { return kind->n_outputs(n_labels, rank); } // floats in a row
+    int32_t n_rewards() const { return kind->gives_rewards ? n_labels : 0; }
 };
 
 // Mirrors otter_gguf.config.InsertionConfig (symbols: docs/method.md).
@@ -36,7 +37,7 @@ struct insertion_spec {
     std::vector<int32_t>       n_ff;      // f' of each layer
     std::vector<inserted_head> heads;
 
-    int32_t n_rewards() const;      // of value heads
+    int32_t n_rewards() const;      // of all heads
     int32_t n_head_outputs() const; // of all heads; they stand first in a row, in the heads' order
     int32_t n_cache_layers() const; // layers with inserted attention, each an extra layer of the KV cache
     int32_t row_size(int32_t n_embd) const;
@@ -59,7 +60,7 @@ void set_reward_mode(llama_context * ctx, reward_mode mode);
 // Rows of the last decode, row_size floats each, in batch order.
 const float * reward_rows(llama_context * ctx);
 
-// The token table [rank, V] of a vocabulary head, in plain rows that the CPU can read.
+// The token table [rank, V] of a head whose kind has one, in plain rows that the CPU can read.
 const ggml_tensor * token_table(const llama_model * model, const inserted_head & head);
 
 // Layers of the base alone (llama_model_n_layer also counts the inserted cache layers).

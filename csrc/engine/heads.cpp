@@ -39,9 +39,9 @@ void calibration::apply(const float * raw, float * rewards) const {
 void insertion::rewards(const float * row, float * rewards) const {
     for (size_t i = 0; i < spec.heads.size(); ++i) {
         const auto & head = spec.heads[i];
-        if (!head.is_vocabulary()) {
+        if (head.kind->gives_rewards) {
             calibrations[i].apply(row, rewards);
-            rewards += head.n_labels;
+            rewards += head.n_rewards();
         }
         row += head.n_outputs();
     }

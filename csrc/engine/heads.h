@@ -26,11 +26,11 @@ struct insertion {
     insertion_spec           spec;
     std::vector<calibration> calibrations; // of each head
 
-    // Calibrated rewards of the value heads, from a row of raw outputs.
+    // Calibrated rewards, from a row of raw outputs.
     void rewards(const float * row, float * rewards) const;
 };
 
-// Scores every next token from the query of a row (see inserted_head).
+// Scores every next token from the query of a row (see head_kinds.h).
 struct vocabulary_head {
     const ggml_tensor * table;      // [rank, V]
     const calibration * calibrated; // of its one label

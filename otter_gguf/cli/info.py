@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, FileError
 from ..gguf.atomic import atomic_path
+from ..heads import find
 from ..text import shortened, terminal_safe
 from ._common import print_json, read_text
 
@@ -146,8 +147,13 @@ def _insertion_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
             f"{label} (scale {scale:g}, shift {shift:g})"
             for label, scale, shift in zip(head["labels"], head["scale"], head["shift"], strict=True)
         )
-        kind = f"scores of every next token, rank {head['rank']}, " if head["kind"] == "vocabulary" else ""
-        rows.append((f"head {head['name']}", f"{kind}reads {head['input']}, activation {head['activation']}: {labels}"))
+        kind = find(head["kind"]).summary.format(**head)
+        rows.append(
+            (
+                f"head {head['name']}",
+                f"{kind and kind + ', '}reads {head['input']}, activation {head['activation']}: {labels}",
+            )
+        )
     return rows
 
 

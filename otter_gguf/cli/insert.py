@@ -11,16 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..config import (
-    Activation,
-    BaseGeometry,
-    HeadConfig,
-    HeadInput,
-    InsertionConfig,
-    StateSource,
-    score_activation,
-)
+from ..config import BaseGeometry, HeadConfig, InsertionConfig, StateSource
 from ..errors import ConfigError, UnsupportedError
+from ..heads import Activation, HeadInput
+from ..heads.vocabulary import score_activation
 from ._common import add_options, given, print_json
 
 if TYPE_CHECKING:
@@ -194,7 +188,7 @@ def vocabulary_head(config: InsertionConfig, rank: int, head_input: HeadInput, r
     if label not in config.reward_labels:
         raise ConfigError(f"--vocabulary-reward {label}: no such reward, only {', '.join(config.reward_labels)}")
     source, index = config.reward_source(label)
-    calibration = {"scale": source.scale[index : index + 1], "shift": source.shift[index : index + 1]}
+    calibration: dict[str, Any] = {"scale": source.scale[index : index + 1], "shift": source.shift[index : index + 1]}
     return HeadConfig(
         "next", (label,), head_input, score_activation(source), **calibration, kind="vocabulary", rank=rank
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import heads
+
 FORMAT_VERSION = 1
 
 GENERAL_TYPE = "general.type"  # "adapter" in a sidecar, the base's own value in a merged file
@@ -25,6 +27,11 @@ class Key:
     type: str
     doc: str
     required: bool = True
+
+    @property
+    def field(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition(".")[2]
 
 
 VERSION = Key("otter.version", "u32", "format version of the inserted part")
@@ -78,10 +85,16 @@ HEAD_INPUT = Key("otter.head.{name}.input", "str", "`inserted` (normed h'), `bas
 HEAD_ACTIVATION = Key("otter.head.{name}.activation", "str", "`none`, `sigmoid`, `tanh`, or `softmax` over the labels")
 HEAD_SCALE = Key("otter.head.{name}.scale", "arr[f32]", "calibration: reward = scale * activation(raw) + shift")
 HEAD_SHIFT = Key("otter.head.{name}.shift", "arr[f32]", "calibration, see scale")
-HEAD_RANK = Key("otter.head.{name}.rank", "u32", "columns r of the token table; vocabulary heads only", required=False)
 
 HEAD_KEYS: tuple[Key, ...] = (HEAD_KIND, HEAD_LABELS, HEAD_INPUT, HEAD_ACTIVATION, HEAD_SCALE, HEAD_SHIFT)
-VOCABULARY_HEAD_KEYS: tuple[Key, ...] = (*HEAD_KEYS, HEAD_RANK)
+
+
+def head_keys(kind: str | None) -> tuple[Key, ...]:
+    """The keys of a head of this kind, with ``{name}`` in them; of an unknown kind those that all heads have."""
+    fields = heads.find(kind).fields if kind in heads.kinds() else ()
+    own = (Key(f"otter.head.{{name}}.{field.name}", "u32", field.doc, required=False) for field in fields)
+    return (*HEAD_KEYS, *own)
+
 
 # Only in merged files: what `split` needs to give both parts back byte for byte.
 MERGED_BASE_SIZE = Key("otter.merged.base_size", "u64", "size of the base file in bytes")
@@ -136,4 +149,8 @@ OUTPUT_NORM = "output_norm.otter.weight"  # [e]
 OUTPUT_NORM_BIAS = "output_norm.otter.bias"  # [e], only of LayerNorm
 HEAD_WEIGHT = "cls.output.{name}.otter.weight"  # [e, d or d+e; labels, or r+1: W, then w]
 HEAD_BIAS = "cls.output.{name}.otter.bias"  # [labels, or r+1: c, then b]
-HEAD_TABLE = "cls.table.{name}.otter.weight"  # [r, V], only of vocabulary heads
+
+
+def head_table(table: str) -> str:
+    """The name of one of ``HeadKind.tables``, with ``{name}`` for that of the head in it."""
+    return f"cls.{table}.{{name}}.otter.weight"

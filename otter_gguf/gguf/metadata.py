@@ -11,7 +11,7 @@ from ..config import HeadConfig, InsertionConfig
 from . import keys
 from .encoding import KeyValue
 from .keys import Key
-from .sidecar import BASE_SIZE_KEYS, head_key, head_keys
+from .sidecar import BASE_SIZE_KEYS, head_key
 
 _QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION; llama.cpp wants the key wherever something is quantized
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -79,16 +79,8 @@ def _insertion_values(config: InsertionConfig, fingerprint: str) -> dict[Key, An
 
 
 def _head_entries(head: HeadConfig) -> list[KeyValue]:
-    values: dict[Key, Any] = {
-        keys.HEAD_KIND: head.kind,
-        keys.HEAD_LABELS: head.labels,
-        keys.HEAD_INPUT: head.input,
-        keys.HEAD_ACTIVATION: head.activation,
-        keys.HEAD_SCALE: head.scale,
-        keys.HEAD_SHIFT: head.shift,
-        keys.HEAD_RANK: head.rank,
-    }
-    return [_entry(head_key(key, head.name), values[key]) for key in head_keys(head.kind)]
+    values = head.to_dict()
+    return [_entry(head_key(key, head.name), values[key.field]) for key in keys.head_keys(head.kind)]
 
 
 def _lineage_entries(lineage: Lineage) -> list[KeyValue]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from .. import _native, architectures
 from ..architectures import Architecture
-from ..config import BaseGeometry, HeadConfig, HeadKind, InsertionConfig, is_head_name
+from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
+from ..heads import is_head_name, kinds
 from ..text import listed
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
@@ -61,8 +62,8 @@ def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
     for head in config.heads:
         shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), config.head_rows(head))
         shapes[keys.HEAD_BIAS.format(name=head.name)] = (config.head_rows(head),)
-        if head.kind == "vocabulary":
-            shapes[keys.HEAD_TABLE.format(name=head.name)] = (head.rank, base.n_vocab)
+        for table, shape in head.of_kind.tables(head, base.n_vocab).items():
+            shapes[keys.head_table(table).format(name=head.name)] = shape[::-1]
     return shapes
 
 
@@ -154,7 +155,7 @@ def read_insertion(file: _native.GgufFile) -> InsertionConfig:
     wanted += [
         head_key(key, name)
         for name in head_names
-        for key in head_keys(_string(file, head_key(keys.HEAD_KIND, name).name))
+        for key in keys.head_keys(_string(file, head_key(keys.HEAD_KIND, name).name))
     ]
     values = _read(file, wanted)
     try:
@@ -173,11 +174,6 @@ def read_fingerprint(file: _native.GgufFile) -> str:
 def head_key(key: Key, name: str) -> Key:
     """A per-head key with the head's name in its place."""
     return dataclasses.replace(key, name=key.name.format(name=name))
-
-
-def head_keys(kind: str | None) -> tuple[Key, ...]:
-    """The keys of a head of this kind, with ``{name}`` in them."""
-    return keys.VOCABULARY_HEAD_KEYS if kind == "vocabulary" else keys.HEAD_KEYS
 
 
 def _string(file: _native.GgufFile, key: str) -> str | None:
@@ -262,20 +258,13 @@ def _base_and_heads(
 
 def _head(file: _native.GgufFile, values: Mapping[Key, Any], name: str) -> HeadConfig:
     kind = values[head_key(keys.HEAD_KIND, name)]
-    if kind not in get_args(HeadKind):
+    if kind not in kinds():
         raise UnsupportedError(
-            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows value and vocabulary heads; "
+            f"{file.path}: head {name!r} is of kind {kind!r}, this otter-gguf knows {' and '.join(kinds())} heads; "
             "update otter-gguf to read this file"
         )
-    return HeadConfig(
-        name=name,
-        labels=tuple(values[head_key(keys.HEAD_LABELS, name)]),
-        input=values[head_key(keys.HEAD_INPUT, name)],
-        activation=values[head_key(keys.HEAD_ACTIVATION, name)],
-        scale=tuple(values[head_key(keys.HEAD_SCALE, name)]),
-        shift=tuple(values[head_key(keys.HEAD_SHIFT, name)]),
-        kind=kind,
-        rank=values.get(head_key(keys.HEAD_RANK, name), 0),
+    return HeadConfig.from_dict(
+        {"name": name, **{key.field: values[head_key(key, name)] for key in keys.head_keys(kind)}}
     )
 
 
@@ -417,6 +406,7 @@ def to_native_spec(config: InsertionConfig) -> _native.InsertionSpec:
         heads=[
             _native.HeadSpec(
                 name=head.name,
+                kind=head.of_kind.native,
                 input=head.input,
                 activation=head.activation,
                 scale=head.scale,

@@ -19,14 +19,13 @@ from .data import Pair, RewardDataset, collate
 from .model import OtterModel
 from .modules import ValueHead
 from .objectives import head_columns
-from .vocabulary import rescale_vocabulary_heads
 
 
 @torch.no_grad()
 def calibrate(
     model: OtterModel, dataset: RewardDataset, batch_size: int = 8, max_pairs: int = 1000
 ) -> dict[str, tuple[float, float]]:
-    """Calibrate every value head without activation, and the vocabulary heads that predict it; bounded ones stay.
+    """Calibrate every value head without activation, and the heads that share its unit; bounded ones stay.
 
     Args:
         dataset: its first ``max_pairs`` pairs are read, chosen and rejected responses alike; without pairs nothing
@@ -56,7 +55,8 @@ def calibrate(
         _rescale(model.value_heads[config.name], mean[[*columns]], deviation[[*columns]])
         for index in columns:
             label = model.insertion.reward_labels[index]
-            rescale_vocabulary_heads(model, label, *found[label])
+            for head in model.other_heads.values():
+                head.follow(label, *found[label])
     return found
 
 

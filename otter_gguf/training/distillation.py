@@ -19,8 +19,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, UnsupportedError
 from .model import OtterModel, OtterOutput
-from .modules import VocabularyHead
-from .vocabulary import teacher
+from .vocabulary import VocabularyHead
 
 _TINY = 1e-8  # a variance that is taken for none
 
@@ -192,7 +191,7 @@ def score_targets(model: OtterModel, head: VocabularyHead, rewards: CandidateRew
     """
     label = head.config.labels[0]
     column = model.insertion.reward_labels.index(label)
-    source, index = teacher(model, head)
+    source, index = head.teacher(model.value_heads)
     if head.config.activation == "none":
         return (rewards.rewards[..., column] - head.shift) / head.scale
     if source.config.activation != "softmax":

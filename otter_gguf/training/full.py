@@ -32,7 +32,6 @@ from .checkpoint import (
 from .fingerprint import check_fingerprint
 from .initialisation import initialise_heads
 from .model import OtterModel, geometry
-from .vocabulary import initialise_vocabulary_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,8 +108,7 @@ def full_reward_model(
     )
     insertion = InsertionConfig.uniform(geometry(base_model), 0, 0, heads=configs)
     model = FullRewardModel(base_model, insertion)
-    initialise_heads(model.value_heads.values(), seed)
-    initialise_vocabulary_heads(model)
+    initialise_heads(model, seed)
     model.training_record = {"init": {"kind": "full", "seed": seed}}
     return model
 

@@ -7,6 +7,7 @@ those channels of h at every layer, which is a likely reason why the paper found
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Literal, cast, get_args
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from ..config import InsertionConfig
 from ..errors import ConfigError, UnsupportedError
 from .layout import Widening
-from .modules import Inserted, ValueHead, Widened, WidenedExperts, WidenedRMSNorm
+from .model import OtterModel
+from .modules import Inserted, Narrow, Widened, WidenedExperts, WidenedRMSNorm
 from .peft_base import is_plain, linear_rows, map_bias, table_columns
 
 Init = Literal["copy", "normal", "uniform"]
@@ -64,13 +66,30 @@ def initialise(model: nn.Module, widenings: Iterable[Widening], init: Init, std:
 
 
 @torch.no_grad()
-def initialise_heads(heads: Iterable[ValueHead], seed: int) -> None:
-    """Weights with variance 1 / (columns + 1), so that first rewards have about unit variance; biases 0."""
+def initialise_heads(model: OtterModel, seed: int) -> None:
+    """Fill every head as its kind begins, value heads first: others may start from what they predict.
+
+    Raises:
+        UnsupportedError: a head starts from the base's output embedding, which is quantized.
+    """
     # A stream of its own: heads start alike however many tensors were drawn before them.
     generator = torch.Generator().manual_seed(seed + 1)
-    for head in heads:
-        weight = head.otter.weight
-        weight.copy_(_draw(weight.shape, "normal", (weight.shape[1] + 1) ** -0.5, generator))
+    value_heads = model.value_heads
+    for head in (*value_heads.values(), *model.other_heads.values()):
+        head.initialise(generator, value_heads, functools.partial(output_embedding, model))
+
+
+def output_embedding(model: OtterModel) -> Tensor:
+    """The base's output embedding (V, d), tied or not.
+
+    Raises:
+        UnsupportedError: its weight is quantized.
+    """
+    module: nn.Module = model.base_model.get_submodule(model.architecture.lm_head)
+    weight = (module.base if isinstance(module, Narrow) else module).weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise UnsupportedError("a head starts from the base's output embedding, which is quantized here")
+    return weight
 
 
 def _draw(shape: torch.Size, init: str, std: float, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,6 @@ from ..config import InsertionConfig
 from .initialisation import Init, check_init, initialise, initialise_heads
 from .model import OtterModel
 from .peft_base import unwrap
-from .vocabulary import initialise_vocabulary_heads
 
 _DEFAULT_STD = 0.02
 
@@ -37,7 +36,6 @@ def insert(
     check_init(config, init, std)
     otter = OtterModel(base, config)
     initialise(base, otter.layout, init, std, seed)
-    initialise_heads(otter.value_heads.values(), seed)
-    initialise_vocabulary_heads(otter)
+    initialise_heads(otter, seed)
     otter.training_record = {"init": {"kind": init, "std": std, "seed": seed}}
     return otter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +26,12 @@ from .modules import (
     INFIX,
     Beside,
     FusedLinear,
+    Head,
     Narrow,
     Padded,
     SlicedEmbedding,
     TableEmbedding,
     ValueHead,
-    VocabularyHead,
     Widened,
     WidenedActivation,
     WidenedExperts,
@@ -42,6 +43,7 @@ from .modules import (
 from .own_attention import WidenedAttention
 from .peft_base import check_plain_base, unwrap
 from .renamed import CACHE, CHECKPOINTING
+from .vocabulary import VocabularyHead
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
@@ -62,7 +64,7 @@ class OtterOutput(CausalLMOutputWithPast):
     raw_rewards: Tensor | None = None
     """(batch, tokens, n_rewards): before activation and calibration."""
     queries: dict[str, Tensor] | None = None
-    """(batch, tokens, r + 1) of each vocabulary head; :meth:`VocabularyHead.scores` makes scores of them."""
+    """(batch, tokens, rows) of each head that gives no reward; :meth:`VocabularyHead.scores` makes scores of them."""
     final_state: Tensor | None = None
     """(batch, tokens, d + e): what the heads read, [h, h'] after the final norm; h alone where none reads h'."""
 
@@ -131,11 +133,9 @@ class OtterModel(nn.Module):
                 path = f"{self.architecture.layers}.{i}.{self.architecture.attention_module}"
                 yield self.base_model.get_submodule(path), n_head_kv
 
-    def _head(self, head: HeadConfig, like: Tensor) -> ValueHead | VocabularyHead:
-        base, columns = self.insertion.base, self.insertion.head_input_size(head)
-        if head.kind == "vocabulary":
-            return VocabularyHead(head, base.n_vocab, base.n_embd, columns, like)
-        return ValueHead(head, base.n_embd, columns, like)
+    def _head(self, head: HeadConfig, like: Tensor) -> Head:
+        module: type[Head] = pkgutil.resolve_name(head.of_kind.module)
+        return module(head, self.insertion.base, self.insertion.head_input_size(head), like)
 
     def _widen(self, base_model: PreTrainedModel, widening: Widening) -> Widened | Beside:
         kind, rows = widening.kind, len(widening.rows)
@@ -243,7 +243,7 @@ class OtterModel(nn.Module):
         return {
             "rewards": torch.cat([head.calibrated(x) for head, x in zip(heads, raw, strict=True)], dim=-1),
             "raw_rewards": torch.cat(raw, dim=-1),
-            "queries": {name: head(state) for name, head in self.vocabulary_heads.items()} or None,
+            "queries": {name: head(state) for name, head in self.other_heads.items()} or None,
             "final_state": state,
         }
 
@@ -251,6 +251,11 @@ class OtterModel(nn.Module):
     def value_heads(self) -> dict[str, ValueHead]:
         """The value heads by name, in the order of the rewards."""
         return {name: head for name, head in self.heads.items() if isinstance(head, ValueHead)}
+
+    @property
+    def other_heads(self) -> dict[str, Head]:
+        """The heads that give no reward, by name."""
+        return {name: cast(Head, head) for name, head in self.heads.items() if not isinstance(head, ValueHead)}
 
     @property
     def vocabulary_heads(self) -> dict[str, VocabularyHead]:

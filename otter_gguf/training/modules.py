@@ -7,13 +7,14 @@ gradient: h never depends on h', so nothing can flow back through it, and its lo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import HeadConfig
+from ..config import BaseGeometry, HeadConfig
 from .parts import base_part, factor, inserted_part, join
 
 INFIX = ".otter."
@@ -297,18 +298,28 @@ class TableEmbedding(Widened):
         return torch.cat([h, functional.embedding(tokens, self.otter.weight).to(h.dtype)], dim=-1)
 
 
+class Table(nn.Module):
+    """A matrix that a head has beside the one that reads the state."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.otter = Inserted(shape, device, dtype)
+
+
 class Head(nn.Module):
     """A matrix over the final normed state, and the calibration of what is made of its output."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: HeadConfig, rows: int, base_columns: int, columns: int, like: Tensor) -> None:
+    def __init__(self, config: HeadConfig, base: BaseGeometry, columns: int, like: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.base_columns = base_columns
+        self.base_columns = base.n_embd
         dtype = parameter_dtype(like.dtype)
-        self.otter = Inserted((rows, columns), like.device, dtype, bias=True)
+        self.otter = Inserted((config.of_kind.rows(config), columns), like.device, dtype, bias=True)
+        for table, shape in config.of_kind.tables(config, base.n_vocab).items():
+            self.add_module(table, Table(shape, like.device, dtype))
         # Calibration stands in the configuration, so it is no part of the saved tensors.
         self.register_buffer("scale", torch.tensor(config.scale, device=like.device, dtype=dtype), persistent=False)
         self.register_buffer("shift", torch.tensor(config.shift, device=like.device, dtype=dtype), persistent=False)
@@ -321,6 +332,22 @@ class Head(nn.Module):
         elif self.config.input == "base":
             state = state[..., : self.base_columns]
         return functional.linear(state, self.otter.weight, self.otter.bias)
+
+    def initialise(
+        self, generator: torch.Generator, value_heads: Mapping[str, ValueHead], output_embedding: Callable[[], Tensor]
+    ) -> None:
+        """First values; the value heads have theirs already. Variance 1 / (columns + 1), so that first outputs have
+        about unit variance; biases 0.
+
+        Args:
+            generator: what is drawn comes from it.
+            output_embedding: gives the base's (V, d).
+        """
+        weight = self.otter.weight
+        weight.copy_(torch.randn(weight.shape, generator=generator) * (weight.shape[1] + 1) ** -0.5)
+
+    def follow(self, label: str, mean: float, deviation: float) -> None:
+        """Follow a calibration of the reward ``label`` to (reward - mean) / deviation, if the head has its unit."""
 
     def calibrated(self, raw: Tensor) -> Tensor:
         """scale * activation(raw) + shift; softmax runs over the last dimension, the labels."""
@@ -336,9 +363,6 @@ class Head(nn.Module):
 class ValueHead(Head):
     """Scalars for the prefix that ends with a token: scale * activation(W @ state + b) + shift, one a label."""
 
-    def __init__(self, config: HeadConfig, base_columns: int, columns: int, like: Tensor) -> None:
-        super().__init__(config, len(config.labels), base_columns, columns, like)
-
     def raw(self, state: Tensor) -> Tensor:
         """Final normed state (..., d + e) -> scalars before activation and calibration (..., labels)."""
         return self.project(state)
@@ -346,50 +370,3 @@ class ValueHead(Head):
     def forward(self, state: Tensor) -> Tensor:
         """Final normed state (..., d + e) -> rewards (..., labels)."""
         return self.calibrated(self.raw(state))
-
-
-class TokenTable(nn.Module):
-    """The rows t(v) of a vocabulary head, (V, r)."""
-
-    def __init__(self, n_vocab: int, rank: int, like: Tensor) -> None:
-        super().__init__()
-        self.otter = Inserted((n_vocab, rank), like.device, parameter_dtype(like.dtype))
-
-
-class VocabularyHead(Head):
-    """A score for every possible next token v from the state s before it, at rank r.
-
-    raw(v) = <W s + c, t(v)> + <w, s> + b;  score(v) = scale * activation(raw(v)) + shift
-
-    Rows 0 to r - 1 of ``otter.weight`` are W, row r is w; ``otter.bias`` is c, then b. Splitting a baseline <w, s> off
-    the part that depends on the token follows arXiv 2407.04615.
-    """
-
-    def __init__(self, config: HeadConfig, n_vocab: int, base_columns: int, columns: int, like: Tensor) -> None:
-        super().__init__(config, config.rank + 1, base_columns, columns, like)
-        self.table = TokenTable(n_vocab, config.rank, like)
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Final normed state (..., d + e) -> query (..., r + 1): W s + c, then <w, s> + b."""
-        # The table is read behind the forward pass, but distributed training looks for used parameters inside it.
-        return self.project(state) + 0.0 * self.table.otter.weight[0, 0]
-
-    def raw(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Scores before activation and calibration.
-
-        Args:
-            query: (..., r + 1), from :meth:`forward`.
-            tokens: (..., k) candidates for each query; ``None`` = the whole vocabulary.
-
-        Returns:
-            (..., k) or (..., V).
-        """
-        direction, baseline = query[..., :-1], query[..., -1:]
-        if tokens is None:
-            return functional.linear(direction, self.table.otter.weight) + baseline
-        rows = functional.embedding(tokens, self.table.otter.weight)
-        return (rows @ direction[..., None]).squeeze(-1) + baseline
-
-    def scores(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Calibrated scores, in the unit of the reward that the head predicts; arguments as of :meth:`raw`."""
-        return self.calibrated(self.raw(query, tokens))

@@ -1,65 +1,95 @@
-"""Vocabulary heads: their first values, and the unit that they share with the reward they predict.
+"""The torch module of vocabulary heads, their first values, and the unit that they share with the reward they predict.
 
-A score is <W s + c, t(v)> + <w, s> + b (:class:`.modules.VocabularyHead`). The table t starts as what the base itself
-knows about its tokens, the principal directions of its output embedding; W and c start at zero, so that every score
-starts as a reward of the prefix.
+A score is <W s + c, t(v)> + <w, s> + b. The table t starts as what the base itself knows about its tokens, the
+principal directions of its output embedding; W and c start at zero, so that every score starts as a reward of the
+prefix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from ..errors import UnsupportedError
-from .model import OtterModel
-from .modules import Narrow, ValueHead, VocabularyHead
+from ..heads import rewards_of
+from .modules import Head, Table, ValueHead
 
 _CHUNK = 8192  # rows of the output embedding that are F64 at a time
 
 
-@torch.no_grad()
-def initialise_vocabulary_heads(model: OtterModel) -> None:
-    """Fill every vocabulary head: the table from the base's output embedding, W and c with 0, w and b from the value
-    head, where both read the same state or the vocabulary head reads more. Nothing is drawn.
+class VocabularyHead(Head):
+    """A score for every possible next token v from the state s before it, at rank r.
 
-    Raises:
-        UnsupportedError: the base's output embedding is quantized.
+    raw(v) = <W s + c, t(v)> + <w, s> + b;  score(v) = scale * activation(raw(v)) + shift
+
+    Rows 0 to r - 1 of ``otter.weight`` are W, row r is w; ``otter.bias`` is c, then b. Splitting a baseline <w, s> off
+    the part that depends on the token follows arXiv 2407.04615.
     """
-    for head in model.vocabulary_heads.values():
-        head.table.otter.weight.copy_(principal_table(output_embedding(model), head.config.rank))
-        weight, bias = head.otter.weight, cast(Tensor, head.otter.bias)
+
+    table: Table
+    """The rows t(v), (V, r)."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Final normed state (..., d + e) -> query (..., r + 1): W s + c, then <w, s> + b."""
+        # The table is read behind the forward pass, but distributed training looks for used parameters inside it.
+        return self.project(state) + 0.0 * self.table.otter.weight[0, 0]
+
+    def raw(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Scores before activation and calibration.
+
+        Args:
+            query: (..., r + 1), from :meth:`forward`.
+            tokens: (..., k) candidates for each query; ``None`` = the whole vocabulary.
+
+        Returns:
+            (..., k) or (..., V).
+        """
+        direction, baseline = query[..., :-1], query[..., -1:]
+        if tokens is None:
+            return functional.linear(direction, self.table.otter.weight) + baseline
+        rows = functional.embedding(tokens, self.table.otter.weight)
+        return (rows @ direction[..., None]).squeeze(-1) + baseline
+
+    def scores(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Calibrated scores, in the unit of the reward that the head predicts; arguments as of :meth:`raw`."""
+        return self.calibrated(self.raw(query, tokens))
+
+    def initialise(
+        self, generator: torch.Generator, value_heads: Mapping[str, ValueHead], output_embedding: Callable[[], Tensor]
+    ) -> None:
+        """The table from the base's output embedding, W and c with 0, w and b from the value head, where both read the
+        same state or the vocabulary head reads more. Nothing is drawn."""
+        self.table.otter.weight.copy_(principal_table(output_embedding(), self.config.rank))
+        weight, bias = self.otter.weight, cast(Tensor, self.otter.bias)
         weight.zero_()
         bias.zero_()
-        source, index = teacher(model, head)
+        source, index = self.teacher(value_heads)
         columns = source.otter.weight.shape[1]
-        same_input = source.config.input == head.config.input
-        if same_input or (source.config.input, head.config.input) == ("base", "both"):
+        same_input = source.config.input == self.config.input
+        if same_input or (source.config.input, self.config.input) == ("base", "both"):
             weight[-1, :columns].copy_(source.otter.weight[index])
             bias[-1].copy_(cast(Tensor, source.otter.bias)[index])
-        elif head.config.input == "both":
+        elif self.config.input == "both":
             weight[-1, -columns:].copy_(source.otter.weight[index])
             bias[-1].copy_(cast(Tensor, source.otter.bias)[index])
 
+    def teacher(self, value_heads: Mapping[str, ValueHead]) -> tuple[ValueHead, int]:
+        """The value head whose reward it predicts, and the index of the label in it."""
+        config, index = rewards_of(head.config for head in value_heads.values())[self.config.labels[0]]
+        return value_heads[config.name], index
 
-def teacher(model: OtterModel, head: VocabularyHead) -> tuple[ValueHead, int]:
-    """The value head whose reward a vocabulary head predicts, and the index of the label in it."""
-    config, index = model.insertion.reward_source(head.config.labels[0])
-    return model.value_heads[config.name], index
-
-
-def output_embedding(model: OtterModel) -> Tensor:
-    """The base's output embedding (V, d), tied or not.
-
-    Raises:
-        UnsupportedError: its weight is quantized.
-    """
-    module: nn.Module = model.base_model.get_submodule(model.architecture.lm_head)
-    weight = (module.base if isinstance(module, Narrow) else module).weight
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise UnsupportedError("a vocabulary head starts from the base's output embedding, which is quantized here")
-    return weight
+    @torch.no_grad()
+    def follow(self, label: str, mean: float, deviation: float) -> None:
+        """Scores keep the unit of their reward."""
+        if self.config.labels[0] != label:
+            return
+        bias = cast(Tensor, self.otter.bias)
+        self.otter.weight.div_(deviation)
+        bias.div_(deviation)
+        bias[-1:] += ((self.shift - mean) / deviation - self.shift) / self.scale
 
 
 def principal_table(embedding: Tensor, rank: int) -> Tensor:
@@ -88,15 +118,3 @@ def principal_table(embedding: Tensor, rank: int) -> Tensor:
     scale = torch.where(variance > 1e-12 * variance[0], variance.clamp_min(1e-300).rsqrt(), 0.0)
     directions = directions * largest.sign() * scale
     return torch.cat([((part.double() - mean) @ directions).float() for part in rows.split(_CHUNK)])
-
-
-@torch.no_grad()
-def rescale_vocabulary_heads(model: OtterModel, label: str, mean: float, deviation: float) -> None:
-    """Follow a calibration of the reward ``label`` to (reward - mean) / deviation, so that scores keep its unit."""
-    for head in model.vocabulary_heads.values():
-        if head.config.labels[0] != label:
-            continue
-        bias = cast(Tensor, head.otter.bias)
-        head.otter.weight.div_(deviation)
-        bias.div_(deviation)
-        bias[-1:] += ((head.shift - mean) / deviation - head.shift) / head.scale

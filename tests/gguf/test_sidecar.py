@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from otter_gguf import _native
+from otter_gguf import _native, heads
 from otter_gguf.config import BaseGeometry, HeadConfig, InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf import keys
@@ -139,7 +139,7 @@ def test_metadata_tells_no_local_paths(path: str) -> None:
 def test_metadata_keys_and_types_are_the_declared_ones() -> None:
     declared = {key.name: key.type for key in keys.SIDECAR_KEYS}
     declared |= {key.name.format(name="safety"): key.type for key in keys.HEAD_KEYS}
-    declared |= {key.name.format(name="next"): key.type for key in keys.VOCABULARY_HEAD_KEYS}
+    declared |= {key.name.format(name="next"): key.type for key in keys.head_keys("vocabulary")}
     entries = sidecar_metadata(CONFIGS["vocabulary"], "f" * 64)
     assert {e.key: e.type for e in entries if e.key.startswith(keys.PREFIX)} == declared
     assert all(encode_value(entry.type, entry.value) for entry in entries)
@@ -161,10 +161,16 @@ def test_the_documentation_lists_every_key_and_tensor() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text("utf-8")
     rows = {line for line in text.splitlines() if line.startswith("| `")}
     declared = [*keys.SIDECAR_KEYS, *keys.OPTIONAL_SIDECAR_KEYS, *keys.CHECKSUM_KEYS]
-    declared += [*keys.VOCABULARY_HEAD_KEYS, *keys.MERGED_KEYS]
+    declared += dict.fromkeys(key for kind in heads.kinds() for key in keys.head_keys(kind))
+    declared += keys.MERGED_KEYS
     key_rows = {f"| `{key.name}` | `{key.type}` | {key.doc} |" for key in declared}
     endings = (".otter.weight", ".otter.bias")
     tensor_names = {value for value in vars(keys).values() if isinstance(value, str) and value.endswith(endings)}
+    tensor_names |= {
+        keys.head_table(table)
+        for head in CONFIGS["vocabulary"].heads
+        for table in head.of_kind.tables(head, CONFIGS["vocabulary"].base.n_vocab)
+    }
     assert {row for row in rows if row.startswith(f"| `{keys.PREFIX}")} == key_rows
     assert {row.split("`")[1] for row in rows if row.split("`")[1].endswith(endings)} == tensor_names
     assert all(type in text or type in ("Q3_K", "Q4_K", "Q5_K") for type in TENSOR_TYPES)

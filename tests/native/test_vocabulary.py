@@ -183,8 +183,8 @@ def test_threads_share_a_large_table(tmp_path: Path) -> None:
     plans = {name: float_tensor(name, values.astype(np.float32)) for name, values in made.items()}
     sidecar = rewrite(small, tmp_path / "large.gguf", tensors=plans)
     heads = [
-        _native.HeadSpec(name=name, input="inserted", activation="none", scale=[1], shift=[0], rank=r)
-        for name, r in (("reward", 0), ("next", rank))
+        _native.HeadSpec(name=name, kind=kind, input="inserted", activation="none", scale=[1], shift=[0], rank=r)
+        for name, kind, r in (("reward", "value", 0), ("next", "vocabulary", rank))
     ]
     inserted = _native.InsertionSpec(
         width=32, n_head_kv=(1, 2), n_ff=(32, 0), state_source="slice", state_offset=0, heads=heads
@@ -269,7 +269,9 @@ def test_a_model_without_such_a_head_has_none(tmp_path: Path) -> None:
 def test_wrong_heads_are_refused(tmp_path: Path) -> None:
     for rank, scale in ((32, [1.0, 1.0]), (-1, [1.0])):
         with refused(ConfigError, "head x", "label", "rank"):
-            _native.HeadSpec(name="x", input="base", activation="none", scale=scale, shift=scale, rank=rank)
+            _native.HeadSpec(
+                name="x", kind="vocabulary", input="base", activation="none", scale=scale, shift=scale, rank=rank
+            )
     base, sidecar = make(tmp_path)
     wrong = insertion(heads=(HeadConfig("next", ("reward",), kind="vocabulary", rank=16), REWARD, HARM, SAFETY))
     with refused(EngineError, base, "cls.output.next.otter.weight"):

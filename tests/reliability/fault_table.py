@@ -362,7 +362,7 @@ TRAINING = (
     ),
     Fault(
         "Vocabulary head: no baseline for candidates",
-        f"{_TRAINING}/modules.py",
+        f"{_TRAINING}/vocabulary.py",
         "(rows @ direction[..., None]).squeeze(-1) + baseline",
         "(rows @ direction[..., None]).squeeze(-1) + 0 * baseline",
         ("tests/training/test_vocabulary.py",),
@@ -405,8 +405,8 @@ TRAINING = (
     Fault(
         "Calibration: vocabulary heads do not follow",
         f"{_TRAINING}/vocabulary.py",
-        "head.otter.weight.div_(deviation)",
-        "head.otter.weight.mul_(deviation)",
+        "self.otter.weight.div_(deviation)",
+        "self.otter.weight.mul_(deviation)",
         ("tests/training/test_calibration.py", "tests/training/test_vocabulary.py"),
     ),
     Fault(

@@ -62,7 +62,7 @@ def spec() -> _native.InsertionSpec:
 
 
 def head() -> _native.HeadSpec:
-    return _native.HeadSpec(name="reward", input="base", activation="none", scale=[1.0], shift=[0.0])
+    return _native.HeadSpec(name="reward", kind="value", input="base", activation="none", scale=[1.0], shift=[0.0])
 
 
 def good(callee: Callee, folder: Path) -> dict[str, Any]:
@@ -97,7 +97,14 @@ def good(callee: Callee, folder: Path) -> dict[str, Any]:
         "callback": None,
     }
     own: dict[str, dict[str, Any]] = {
-        "HeadSpec.__init__": {"name": "reward", "input": "base", "activation": "none", "scale": [1.0], "shift": [0.0]},
+        "HeadSpec.__init__": {
+            "name": "reward",
+            "kind": "value",
+            "input": "base",
+            "activation": "none",
+            "scale": [1.0],
+            "shift": [0.0],
+        },
         "InsertionSpec.__init__": {
             "width": 32,
             "n_head_kv": [1],

@@ -12,8 +12,9 @@ from torch import Tensor
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, UnsupportedError
 from otter_gguf.training import OtterModel, calibrate, geometry, insert, tokenise_rows
-from otter_gguf.training.modules import ValueHead, VocabularyHead
-from otter_gguf.training.vocabulary import output_embedding, principal_table, rescale_vocabulary_heads
+from otter_gguf.training.initialisation import output_embedding
+from otter_gguf.training.modules import ValueHead
+from otter_gguf.training.vocabulary import VocabularyHead, principal_table
 from tests.refusals import refused
 
 from .toy import toy_base, toy_otter, toy_rows, toy_tokenizer
@@ -166,10 +167,10 @@ def test_scores_follow_a_calibration_of_their_reward() -> None:
     model = vocabulary_model(next_head(scale=(4.0,), shift=(-3.0,)), value)
     query = model(TOKENS).queries["next"]
     before = next_of(model).scores(query).detach()
-    rescale_vocabulary_heads(model, "tone", mean=1.5, deviation=3.0)
+    next_of(model).follow("tone", mean=1.5, deviation=3.0)
     after = next_of(model).scores(model(TOKENS).queries["next"]).detach()
     torch.testing.assert_close(after, (before - 1.5) / 3.0, rtol=1e-4, atol=1e-4)
-    rescale_vocabulary_heads(model, "other", mean=1.0, deviation=2.0)
+    next_of(model).follow("other", mean=1.0, deviation=2.0)
     torch.testing.assert_close(next_of(model).scores(model(TOKENS).queries["next"]), after, rtol=0, atol=0)
 
 
