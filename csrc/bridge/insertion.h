@@ -23,7 +23,7 @@ struct inserted_head {
     int32_t           rank     = 0; // columns of the token table; 0 = none
 
     int32_t n_outputs() const { return kind->n_outputs(n_labels, rank); } // floats in a row
-    int32_t n_rewards() const { return kind->gives_rewards ? n_labels : 0; }
+    int32_t n_rewards() const { return kind->output == head_output::rewards ? n_labels : 0; }
 };
 
 // Mirrors otter_gguf.config.InsertionConfig (symbols: docs/method.md).

@@ -39,7 +39,7 @@ void calibration::apply(const float * raw, float * rewards) const {
 void insertion::rewards(const float * row, float * rewards) const {
     for (size_t i = 0; i < spec.heads.size(); ++i) {
         const auto & head = spec.heads[i];
-        if (head.kind->gives_rewards) {
+        if (head.kind->output == head_output::rewards) {
             calibrations[i].apply(row, rewards);
             rewards += head.n_rewards();
         }

@@ -98,7 +98,7 @@ model::model(const std::string & path, const model_options & options, std::optio
     int32_t first = 0;
     for (size_t i = 0; i < inserted->spec.heads.size(); ++i) {
         const auto & head = inserted->spec.heads[i];
-        if (head.kind->table != nullptr) {
+        if (head.kind->output == head_output::scores) {
             vocabulary_heads.push_back({ token_table(get(), head), &inserted->calibrations[i], first });
         }
         first += head.n_outputs();

@@ -101,8 +101,7 @@ class HeadConfig:
             yield f"activation {shown(self.activation)}, expected none, sigmoid, tanh or softmax"
         if self.activation == "softmax" and self.n_rewards < 2:
             yield "softmax needs a value head with at least 2 labels"
-        yield from self._field_problems()
-        yield from self.of_kind.problems(self)
+        yield from list(self._field_problems()) or self.of_kind.problems(self)
 
     def _field_problems(self) -> Iterator[str]:
         """What is wrong with the numbers of the kind's own."""
