@@ -144,6 +144,8 @@ def test_a_kind_without_a_row_is_not_run(tmp_path: Path) -> None:
         ({"settings": {"n_bins": 1, "first": 0}}, ("'worth'", "n_bins", 1, 2)),
         ({"settings": {"n_bins": 8, "first": 9}}, ("'worth'", "first", 9, 8)),
         ({"settings": {"n_bins": 8, "first": 0, "depth": 1}}, ("'worth'", "bins", "'depth'")),
+        ({"settings": {"n_bins": 8, "first": 0, "labels": 1}}, ("'worth'", "bins", "'labels'")),
+        ({"settings": {"rank": 4}, "kind": "vocabulary", "labels": ("reward",)}, ("'worth'", "'rank'", "rank", 0, 1)),
         ({"settings": 3}, ("'worth'", "settings", 3)),
         ({"rank": 4}, ("'worth'", "rank", 4, 0, "bins")),
         ({"activation": "softmax"}, ("'worth'", "softmax")),

@@ -105,15 +105,15 @@ class HeadConfig:
 
     def _field_problems(self) -> Iterator[str]:
         """What is wrong with the numbers of the kind's own."""
-        values = {"rank": self.rank, **dict(self.settings)}
-        for field in self.of_kind.fields:
-            value = values.pop(field.name, None)
+        fields, settings = self.of_kind.fields, dict(self.settings)
+        for field in fields:
+            value = self.rank if field.name == "rank" else settings.pop(field.name, None)
             if not is_size(value, field.least):
                 yield f"{field.name} is {shown(value)}, expected at least {field.least} for a {self.kind} head"
-        if "rank" in values and not (type(rank := values.pop("rank")) is int and rank == 0):
-            yield f"rank is {shown(rank)}, expected 0 for a {self.kind} head"
-        if values:
-            yield f"a {self.kind} head has no {', '.join(map(shown, values))}"
+        if all(field.name != "rank" for field in fields) and (type(self.rank) is not int or self.rank != 0):
+            yield f"rank is {shown(self.rank)}, expected 0 for a {self.kind} head"
+        if settings:
+            yield f"settings {', '.join(map(shown, settings))}: a {self.kind} head has none of that name"
 
     @property
     def of_kind(self) -> HeadKind:
@@ -137,6 +137,8 @@ class HeadConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HeadConfig:
         """Inverse of :meth:`to_dict`; a field that the kind does not have is an error."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"HeadConfig from {shown(data)}, expected its fields by name")
         common = cls._common_fields()
         fields = {name: value for name, value in data.items() if name in common}
         return cls(**fields, settings={name: value for name, value in data.items() if name not in common})
