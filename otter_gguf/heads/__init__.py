@@ -37,14 +37,8 @@ def is_size(value: object, least: int = 0) -> bool:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A head on the final normed state: ``weight @ state + bias``, and what its kind makes of that.
-
-    A ``value`` head has one scalar a label for the prefix that ends with the token:
-    ``reward = scale * activation(weight @ state + bias) + shift``, per label.
-
-    A ``vocabulary`` head predicts one reward of a value head for every possible next token v, from the state before
-    it: ``score(v) = scale * activation(<W state + c, t(v)> + <w, state> + b) + shift`` with a token table t of rank r.
-    """
+    """A head on the final normed state: ``weight @ state + bias``, and what its kind makes of that (:mod:`.value`,
+    :mod:`.vocabulary`)."""
 
     name: str = "reward"
     """Lowercase name, at most 16 characters; part of the tensor names."""

@@ -68,12 +68,9 @@ class VocabularyHead(Head):
         bias.zero_()
         source, index = self.teacher(value_heads)
         columns = source.otter.weight.shape[1]
-        same_input = source.config.input == self.config.input
-        if same_input or (source.config.input, self.config.input) == ("base", "both"):
-            weight[-1, :columns].copy_(source.otter.weight[index])
-            bias[-1].copy_(cast(Tensor, source.otter.bias)[index])
-        elif self.config.input == "both":
-            weight[-1, -columns:].copy_(source.otter.weight[index])
+        if self.config.input in (source.config.input, "both"):
+            first = weight.shape[1] - columns if source.config.input == "inserted" else 0
+            weight[-1, first : first + columns].copy_(source.otter.weight[index])
             bias[-1].copy_(cast(Tensor, source.otter.bias)[index])
 
     def teacher(self, value_heads: Mapping[str, ValueHead]) -> tuple[ValueHead, int]:
