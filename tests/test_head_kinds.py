@@ -14,6 +14,7 @@ import pytest
 from otter_gguf import _native, heads
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, UnsupportedError
+from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.sidecar import to_native_spec, validate_insertion
 from tests.gguf.toy_files import insertion, rewrite, write_adapter
@@ -180,16 +181,16 @@ def test_its_keys_and_tensors_are_needed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
-    from otter_gguf.converters.adapter import read_adapter_info
+    from otter_gguf.converters.adapter import convert_adapter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "__path__", [*heads.__path__, str(TOYS)])
         config = insertion(heads=(HeadConfig(), bins()))
         adapter = write_adapter(tmp_path / "adapter", config)
-        _, _, sidecar = make(tmp_path, bins())
+        _, base, sidecar = make(tmp_path, bins())
     with refused(UnsupportedError, sidecar, "'worth'", "'bins'", "value", "vocabulary"):
         validated(sidecar)
-    with refused(FileError, adapter, "'worth'", "bins", "value", "vocabulary"):
-        read_adapter_info(adapter)
+    with BaseFiles.open(base) as files, refused(FileError, adapter, "'worth'", "bins", "value", "vocabulary"):
+        convert_adapter(adapter, tmp_path / "new.gguf", files)
     with refused(ConfigError, "'worth'", "bins", "value", "vocabulary"):
         bins()
