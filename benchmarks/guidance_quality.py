@@ -77,7 +77,7 @@ def train_second(folder: Path, pairs: int) -> None:
     from benchmarks.demo_model.stories import preference_pairs
     from otter_gguf.config import HeadConfig
     from otter_gguf.training import OtterTrainer, TrainConfig, tokenise_rows
-    from otter_gguf.training.checkpoint import load_base, load_tokenizer
+    from otter_gguf.training.base import load_base, load_tokenizer
     from otter_gguf.training.full import full_reward_model
 
     torch.set_num_threads(1)

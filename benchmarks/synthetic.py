@@ -28,7 +28,8 @@ from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
-from otter_gguf.gguf.sidecar import expected_tensors, mixture_type, stays_float32
+from otter_gguf.gguf.recipes import expected_tensors
+from otter_gguf.gguf.sidecar import mixture_type, stays_float32
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 from otter_gguf.heads import HeadInput
 from otter_gguf.quantization import fitting_type

@@ -40,8 +40,17 @@ from otter_gguf.demo import demo_files
 from otter_gguf.demo.experiment import Continuation, Difference, Side, standard_error
 from otter_gguf.demo.judge import Judge
 from otter_gguf.gguf.atomic import atomic_path
-from otter_gguf.training import OtterModel, OtterTrainer, RewardDataset, TrainConfig, geometry, insert, tokenise_rows
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training import (
+    OtterModel,
+    OtterTrainer,
+    RewardDataset,
+    TrainConfig,
+    geometry,
+    insert,
+    load,
+    tokenise_rows,
+)
+from otter_gguf.training.base import load_base, load_tokenizer
 from otter_gguf.training.full import full_reward_model
 from otter_gguf.training.renamed import CACHE
 from otter_gguf.training.runs import checkpoint_problem, checkpoints
@@ -309,7 +318,7 @@ class Lab:
             model = self.train(guide, self.best_rate(guide), data, f"run-{guide}").otter
             model.insertion = dataclasses.replace(model.insertion, heads=(dataclasses.replace(HEAD, scale=(1.0,)),))
             model.save_pretrained(folder)
-        return OtterModel.from_pretrained(None if guide == "full" else self.base(), folder)
+        return load(folder, None if guide == "full" else self.base())
 
     def decoder(self, guide: str) -> Plain:
         """Ready to decode."""

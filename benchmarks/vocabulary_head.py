@@ -45,7 +45,7 @@ from otter_gguf.demo.experiment import Continuation, Difference, Settings, Side,
 from otter_gguf.demo.judge import Judge
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.training import OtterModel, RewardDataset, tokenise_rows
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 from otter_gguf.training.data import collate
 from otter_gguf.training.distillation import (
     Candidates,

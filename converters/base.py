@@ -16,10 +16,10 @@ import otter_gguf.converters
 from otter_gguf import _native
 from otter_gguf.architectures import describe, supported
 from otter_gguf.errors import ConfigError, EngineError, FileError, OtterError, UnsupportedError
-from otter_gguf.files import open_regular, read_regular
+from otter_gguf.files import open_regular, read_json, read_regular
 from otter_gguf.gguf.atomic import atomic_path
 
-from .checkpoint import read_json, weight_map
+from .checkpoint import weight_map
 
 OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 

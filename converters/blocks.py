@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from otter_gguf import _native, architectures
+from otter_gguf.adapter_format import INFIX
 from otter_gguf.architectures import Architecture
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles, base_geometry
 from otter_gguf.gguf.writer import progress_bar
+from otter_gguf.tensors import check_shapes
+from otter_gguf.widened_format import EMBEDDING, NORM, OUTPUT, Widened, widened_tensors
 
 from .checkpoint import Checkpoint, Float32
 from .recipes import row_ranges, unpermute_rows
-from .widened_layout import EMBEDDING, MARK, OUTPUT, Widened, widened_tensors
 
 # ---- the base it is compared with ------------------------------------------------------------------------------
-
-
-class Reference(Protocol):
-    """A base whose tensors the original blocks must equal."""
-
-    @property
-    def path(self) -> Path: ...
-
-    def rows(self, name: str, begin: int, end: int) -> Float32:
-        """Rows of the base's tensor, by Hugging Face name."""
-
-    def rounded(self, name: str, values: Float32) -> Float32:
-        """Values as the base's file would hold them."""
-
-    def __enter__(self) -> Reference: ...
-
-    def __exit__(self, *args: Any) -> None: ...
-
-
-def open_reference(base: BaseFiles, base_hf: str | Path | None) -> Reference:
-    """The base to compare with: the Hugging Face folder if there is one, else the GGUF, if it is not quantized."""
-    return HfReference(Path(base_hf)) if base_hf is not None else GgufReference(base)
 
 
 class HfReference:
@@ -67,10 +46,8 @@ class HfReference:
         """The values themselves: a widened checkpoint holds the base's as they are."""
         return values
 
-    def __enter__(self) -> HfReference:
-        return self
-
-    def __exit__(self, *args: Any) -> None:
+    def close(self) -> None:
+        """Close the folder's files."""
         self._checkpoint.close()
 
 
@@ -106,10 +83,7 @@ class GgufReference:
             return values
         return _native.dequantize(_native.quantize(np.ascontiguousarray(values), type), type, values.shape[1])
 
-    def __enter__(self) -> GgufReference:
-        return self
-
-    def __exit__(self, *args: Any) -> None:
+    def close(self) -> None:
         """The base belongs to the caller."""
 
     def _tensor(self, name: str) -> _native.TensorInfo:
@@ -122,7 +96,15 @@ class GgufReference:
         return tensor
 
 
-_GGUF_TENSORS = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", OUTPUT: "output.weight"}
+Reference = HfReference | GgufReference
+
+
+def open_reference(base: BaseFiles, base_hf: str | Path | None) -> Reference:
+    """The base to compare with: the Hugging Face folder if there is one, else the GGUF, if it is not quantized."""
+    return HfReference(Path(base_hf)) if base_hf is not None else GgufReference(base)
+
+
+_GGUF_TENSORS = {EMBEDDING: "token_embd.weight", NORM: "output_norm.weight", OUTPUT: "output.weight"}
 
 
 def _gguf_name(name: str, architecture: Architecture) -> str:
@@ -145,16 +127,8 @@ def check_blocks(checkpoint: Checkpoint, config: InsertionConfig, reference: Ref
         MismatchError: Names the first wrong element.
     """
     tensors = widened_tensors(config)
-    found = checkpoint.shapes()
-    problems = [f"{name} is missing" for name in tensors if name not in found]
-    problems += [f"{name} does not belong here" for name in found if name not in tensors and MARK not in name]
-    problems += [
-        f"{name} has shape {list(found[name])}, expected {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in found and found[name] != tensor.shape
-    ]
-    if problems:
-        raise FileError(f"{checkpoint.path}: tensors: {'; '.join(problems)}")
+    found = {name: shape for name, shape in checkpoint.shapes().items() if INFIX not in name}
+    check_shapes(checkpoint.path, {name: tensor.shape for name, tensor in tensors.items()}, found)
     n_values = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
     with progress_bar("Checking", n_values * 4) as bar:
         for name, tensor in tensors.items():

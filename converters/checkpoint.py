@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from otter_gguf.errors import FileError, UnsupportedError
-from otter_gguf.files import open_regular, read_regular
+from otter_gguf.files import open_regular, read_json
 
 Float32 = npt.NDArray[np.float32]
 
@@ -136,18 +136,6 @@ class Checkpoint:
             file = self._file_of[name] = self._open(file_name)
             if name not in file.shapes():
                 raise FileError(f"{file.path}: tensor {name} is missing, though the index names this file")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. ``FileError`` if the file is missing, too large, or holds something else."""
-    try:
-        data = json.loads(read_regular(path).decode("utf-8"))
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text for any file
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise FileError(f"{path}: expected a JSON object")
-    return data
 
 
 def weight_map(folder: Path, stem: str) -> dict[str, str]:

@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; prints the path of the written file."""
-    from otter_gguf.converters.adapter import CONFIG_NAME
-    from otter_gguf.converters.widened import is_widened
+    from otter_gguf.adapter_format import CONFIG_NAME
+    from otter_gguf.widened_format import is_widened
 
     folder: Path = args.input
     if args.to_adapter:
@@ -107,17 +107,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert_adapter(args: argparse.Namespace) -> Path:
-    from otter_gguf.converters.adapter import convert_adapter, read_adapter_info
+    from otter_gguf.converters.adapter import convert_adapter
 
+    from otter_gguf.adapter_format import BASE_FOLDER, AdapterRecord
     from otter_gguf.gguf.base import BaseFiles
 
     if args.merged or args.base_hf:
         raise ConfigError("--merged and --base-hf are for a widened checkpoint; join base and sidecar with `merge`")
     target = _target(args, "otter.gguf")
     base_gguf = _base_gguf(args, target)
-    info = read_adapter_info(args.input)
-    own_base = args.input / info.fine_tuned_base if info.fine_tuned_base else ""
-    lines = _compare_tokenizers(args, base_gguf, [(own_base, ""), (info.base_name, info.revision)])
+    record = AdapterRecord.read(args.input)
+    own_base = args.input / BASE_FOLDER if record.full else ""
+    trained_on = (record.base_name or "", record.revision or "")
+    lines = _compare_tokenizers(args, base_gguf, [(own_base, ""), trained_on])
     with BaseFiles.open(base_gguf) as base:
         convert_adapter(args.input, target, base, outtype=args.outtype, name=args.name, force=args.force)
     _warn(lines)
@@ -126,14 +128,14 @@ def _convert_adapter(args: argparse.Namespace) -> Path:
 
 def _convert_widened(args: argparse.Namespace) -> Path:
     from otter_gguf.converters.widened import convert_widened
-    from otter_gguf.converters.widened_layout import read_widened_config
 
     from otter_gguf.gguf.base import BaseFiles
+    from otter_gguf.widened_format import read_widened
 
     target = _target(args, "merged.gguf" if args.merged else "otter.gguf")
     base_hf = args.base_hf or (args.base if args.base and args.base.is_dir() else None)
     base_gguf = _base_gguf(args, target)
-    _, base_name = read_widened_config(args.input)
+    base_name = read_widened(args.input).base_name or ""
     lines = _compare_tokenizers(args, base_gguf, [(args.input, ""), (base_name, ""), (args.base_hf or "", "")])
     with BaseFiles.open(base_gguf) as base:
         convert_widened(

@@ -6,24 +6,25 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from otter_gguf import _native
+from otter_gguf.adapter_format import CONFIG_NAME, TENSORS_NAME, AdapterRecord
 from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.atomic import atomic_folder, check_target
 from otter_gguf.gguf.checksums import check_checksums, has_checksums
 from otter_gguf.gguf.merge import split
+from otter_gguf.gguf.recipes import Part, recipes
 from otter_gguf.gguf.sidecar import is_merged, read_fingerprint, validate_insertion
 from otter_gguf.gguf.writer import progress_bar
 
-from .adapter import CONFIG_NAME, FORMAT, VERSION, WEIGHTS_STEM
-from .recipes import Part, recipes, row_ranges, unpermute_rows
+from .recipes import row_ranges, unpermute_rows
 
-_WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
-_NAMES = (CONFIG_NAME, _WEIGHTS_NAME)
+_NAMES = (CONFIG_NAME, TENSORS_NAME)
 _F32_SIZE = 4
 _HEADER_ALIGNMENT = 8
 
@@ -65,34 +66,29 @@ def _write_adapter(file: _native.GgufFile, source: Path, folder: Path) -> Insert
     if has_checksums(file):
         check_checksums(file)
     types = {tensor.name: tensor.type for tensor in file.tensors}
-    text = json.dumps(_adapter_record(file, source, insertion, types), indent=2) + "\n"
-    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    with open(folder / _WEIGHTS_NAME, "wb") as out:
+    _adapter_record(file, source, insertion, types).write(folder)
+    with open(folder / TENSORS_NAME, "wb") as out:
         _write_tensors(out, file, _places(insertion), types)
     return insertion
 
 
 def _adapter_record(
     file: _native.GgufFile, source: Path, insertion: InsertionConfig, types: dict[str, str]
-) -> dict[str, Any]:
-    """The contents of ``otter_config.json``."""
+) -> AdapterRecord:
     prefix = "general.base_model.0"
     organization, name = _text(file, f"{prefix}.organization"), _text(file, f"{prefix}.name")
     dequantized = Counter(type for type in types.values() if type != "F32")
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "insertion": insertion.to_dict(),
-        "base_model_name_or_path": f"{organization}/{name}" if organization and name else name,
-        "revision": _text(file, f"{prefix}.version"),
-        "training": {
-            "converted_from": {
-                "file": source.name,
-                "base_fingerprint": read_fingerprint(file),
-                "dequantized_tensors": dict(sorted(dequantized.items())),
-            }
-        },
+    converted = {
+        "file": source.name,
+        "base_fingerprint": read_fingerprint(file),
+        "dequantized_tensors": dict(sorted(dequantized.items())),
     }
+    return AdapterRecord(
+        insertion,
+        base_name=f"{organization}/{name}" if organization and name else name,
+        revision=_text(file, f"{prefix}.version"),
+        training={"converted_from": converted},
+    )
 
 
 def _text(file: _native.GgufFile, key: str) -> str | None:
@@ -107,7 +103,7 @@ def _places(insertion: InsertionConfig) -> list[tuple[str, int, Part]]:
     places = []
     for name, parts in recipes(insertion).items():
         first = 0
-        for part in parts:
+        for part in chain.from_iterable(map(Part.pieces, parts)):
             places.append((name, first, part))
             first += part.n_rows
     # the order in which safetensors writes tensors, and of the rows of each

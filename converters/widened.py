@@ -6,28 +6,24 @@ zero where original rows would read added columns. Both are checked here, elemen
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from otter_gguf import architectures
+from otter_gguf.adapter_format import INFIX
 from otter_gguf.config import InsertionConfig
 from otter_gguf.gguf.atomic import atomic_path, check_target, hand_over, scratch_folder
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import merge
 from otter_gguf.gguf.metadata import Lineage
+from otter_gguf.widened_format import read_widened, widened_tensors
 
 from .adapter import write_sidecar
 from .blocks import check_blocks, open_reference
-from .checkpoint import Checkpoint, Float32, read_json
-from .widened_layout import EMBEDDING, MARK, OUTPUT, Widened, read_widened_config, widened_tensors
-
-
-def is_widened(folder: Path) -> bool:
-    """Whether a folder says of itself that it holds a widened checkpoint."""
-    path = folder / "config.json"
-    return path.is_file() and "otter" in read_json(path)
+from .checkpoint import Checkpoint, Float32
 
 
 def convert_widened(
@@ -58,12 +54,13 @@ def convert_widened(
     """
     folder = Path(folder)
     check_target(Path(target), inputs=[file.path for file in base.files], force=force)
-    config, base_name = read_widened_config(folder)
-    with Checkpoint(folder) as checkpoint, open_reference(base, base_hf) as reference:
+    record = read_widened(folder)
+    config = dataclasses.replace(record.insertion, state_source="table" if record.insertion.width else "slice")
+    with Checkpoint(folder) as checkpoint, closing(open_reference(base, base_hf)) as reference:
         check_blocks(checkpoint, config, reference)
         source = WidenedSource(checkpoint, config)
         inputs = [path for path in folder.iterdir() if path.is_file()]
-        lineage = Lineage(name or folder.resolve().name, base_name)
+        lineage = Lineage(name or folder.resolve().name, record.base_name or "")
         if not merged:
             write_sidecar(source, config, target, base, outtype, lineage, inputs=inputs, force=force)
             return config
@@ -86,8 +83,12 @@ class WidenedSource:
         self.path = checkpoint.path
         self._checkpoint = checkpoint
         self._tensors = widened_tensors(config)
-        self._shapes = {name: shape for name, shape in checkpoint.shapes().items() if MARK in name}
-        self._shapes |= _adapter_shapes(config, self._tensors)
+        self._shapes = {name: shape for name, shape in checkpoint.shapes().items() if INFIX in name}
+        self._shapes |= {
+            f"{name.removesuffix('.weight')}{INFIX}weight": tensor.inserted_shape
+            for name, tensor in self._tensors.items()
+            if tensor.inserted and config.width
+        }
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor of the adapter."""
@@ -95,33 +96,10 @@ class WidenedSource:
 
     def rows(self, name: str, begin: int, end: int) -> Float32:
         """Rows of an adapter's tensor; a vector has one row."""
-        whole = name.replace(MARK, ".")
+        whole = name.replace(INFIX, ".")
         if whole not in self._tensors:
             return self._checkpoint.rows(name, begin, end)
         original = self._tensors[whole].original
-        if len(original) == 1 or whole == EMBEDDING:  # the added columns
+        if len(original) == 1 or self._tensors[whole].axis:  # the added columns
             return np.ascontiguousarray(self._checkpoint.rows(whole, begin, end)[:, original[-1] :])
         return self._checkpoint.rows(whole, original[0] + begin, original[0] + end)
-
-
-def _adapter_shapes(config: InsertionConfig, tensors: Mapping[str, Widened]) -> dict[str, tuple[int, ...]]:
-    """Shapes of what the checkpoint adds to its base, of the sub-layers that something is inserted in."""
-    architecture = architectures.of_gguf(config.base.architecture)[0]
-    passive: tuple[str, ...] = ()
-    for sub_layer, size in ((architecture.attention, config.n_head_kv[0]), (architecture.ffn, config.n_ff[0])):
-        passive += () if size else sub_layer.modules
-    if all(head.input == "base" for head in config.heads):
-        passive += (architecture.norm,)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in tensors.items():
-        if name == OUTPUT or name.rpartition(".")[0].endswith(passive) or not config.width:
-            continue
-        added = tuple(whole - part for whole, part in zip(tensor.shape, tensor.original, strict=True))
-        if name.endswith(".bias") or not any(added):  # nothing of it is inserted
-            continue
-        if name == EMBEDDING:
-            shape: tuple[int, ...] = (tensor.shape[0], added[1])
-        else:
-            shape = added if len(added) == 1 else (added[0], tensor.shape[1])
-        shapes[name.removesuffix("weight") + "otter.weight"] = shape
-    return shapes

@@ -27,7 +27,7 @@ from otter_gguf.config import InsertionConfig
 from otter_gguf.demo import demo_files
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.training import OtterTrainer, TrainConfig, calibrate, geometry, insert, tokenise_rows
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 
 PROMPT = (
     "Once there was a young rabbit named Leo. One windy afternoon, Leo was at the forest. "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import FileError
 
@@ -45,6 +46,18 @@ def read_regular(path: str | Path, limit: int = MAX_JSON) -> bytes:
             return _bounded(str(path), file.read(limit + 1), limit)
         except OSError as error:
             raise FileError(f"{path}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. ``FileError`` if the file is missing, too large, or holds something else."""
+    try:
+        data = json.loads(read_regular(path).decode("utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text for any file
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise FileError(f"{path}: expected a JSON object")
+    return data
 
 
 def read_stream(path: str, limit: int = MAX_TEXT) -> bytes:

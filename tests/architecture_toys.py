@@ -20,7 +20,7 @@ from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 from otter_gguf.training import OtterModel, geometry, insert
-from otter_gguf.training.checkpoint import choose_attention
+from otter_gguf.training.base import choose_attention
 from tests.gguf.toy_files import GEOMETRY, Float32, base_metadata, rope_order
 from tests.training.toy import toy_tokenizer
 

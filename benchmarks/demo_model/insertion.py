@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.heads import HeadInput
 from otter_gguf.training import OtterModel, geometry, insert
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 from otter_gguf.training.data import RewardDataset, tokenise_rows
 from otter_gguf.training.distillation import Distillation
 from otter_gguf.training.trainer import OtterTrainer, TrainConfig

@@ -15,10 +15,10 @@ from benchmarks.demo_model.insertion import train_insertion
 from benchmarks.demo_model.stories import corpus, preference_pairs
 from benchmarks.demo_model.tokenizer import train_tokenizer
 from otter_gguf import _native
+from otter_gguf.adapter_format import TENSORS_NAME
 from otter_gguf.demo.assets import NAME, DemoFiles
 from otter_gguf.gguf.atomic import atomic_path
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.training.checkpoint import TENSORS_NAME
 
 BASE_SEED, PAIR_SEED, PROMPT_SEED, UNSEEN_SEED = 20241, 20242, 20243, 20244
 TOKENIZER_STORIES = 8000

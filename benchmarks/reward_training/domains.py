@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.demo_model.stories import preference_pairs
 from otter_gguf.demo import demo_files
 from otter_gguf.training import DataOptions, RewardDataset, tokenise_rows
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 
 from .arms import Arm
 from .base import make_base

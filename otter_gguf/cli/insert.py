@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..adapter_format import CONFIG_NAME
 from ..config import BaseGeometry, HeadConfig, InsertionConfig, StateSource
 from ..errors import ConfigError, UnsupportedError
 from ..heads import Activation, HeadInput
 from ..heads.vocabulary import score_activation
+from ..train_options import flags
 from ._common import add_options, given, print_json
 
 if TYPE_CHECKING:
@@ -25,47 +27,43 @@ if TYPE_CHECKING:
 HELP = "insert fresh parameters into a Hugging Face model"
 
 
-def _flags(flags: str, text: str) -> dict[str, Any]:
-    return {"flags": tuple(flags.split()), "help": text}
-
-
 @dataclass(frozen=True)
 class InsertOptions:
     """What is inserted, as the command line says it."""
 
     width: int = field(
-        default=64, metadata=_flags("--width", "inserted residual channels; 0 = reward heads on the base's state alone")
+        default=64, metadata=flags("--width", "inserted residual channels; 0 = reward heads on the base's state alone")
     )
     n_head_kv: str = field(
-        default="1", metadata=_flags("--kv-heads", "inserted KV heads: one number, or one a layer, as 1,0,2")
+        default="1", metadata=flags("--kv-heads", "inserted KV heads: one number, or one a layer, as 1,0,2")
     )
-    n_ff: str = field(default="256", metadata=_flags("--inner", "inserted FFN inner size: one number, or one a layer"))
-    layers: str = field(default="all", metadata=_flags("--layers", "layers with an insertion, such as 0,4-7"))
+    n_ff: str = field(default="256", metadata=flags("--inner", "inserted FFN inner size: one number, or one a layer"))
+    layers: str = field(default="all", metadata=flags("--layers", "layers with an insertion, such as 0,4-7"))
     init: Literal["copy", "normal", "uniform"] = field(
-        default="copy", metadata=_flags("--init", "first values: the base's own rows, or drawn")
+        default="copy", metadata=flags("--init", "first values: the base's own rows, or drawn")
     )
     init_std: float = field(
-        default=0.0, metadata=_flags("--init-std", "standard deviation of drawn values; 0 = the base's own")
+        default=0.0, metadata=flags("--init-std", "standard deviation of drawn values; 0 = the base's own")
     )
     state_source: StateSource = field(
-        default="slice", metadata=_flags("--state", "inserted state at layer 0: slice of the base's, or trained table")
+        default="slice", metadata=flags("--state", "inserted state at layer 0: slice of the base's, or trained table")
     )
     state_offset: int = field(
-        default=0, metadata=_flags("--state-offset", "first channel of the slice, and of what copy copies")
+        default=0, metadata=flags("--state-offset", "first channel of the slice, and of what copy copies")
     )
-    head_input: HeadInput = field(default="inserted", metadata=_flags("--head-input", "the state that heads read"))
-    activation: Activation = field(default="none", metadata=_flags("--activation", "applied to each reward"))
+    head_input: HeadInput = field(default="inserted", metadata=flags("--head-input", "the state that heads read"))
+    activation: Activation = field(default="none", metadata=flags("--activation", "applied to each reward"))
     vocabulary_rank: int = field(
         default=0,
-        metadata=_flags("--vocabulary-rank", "add a head of this rank that scores every possible next token; 0 = none"),
+        metadata=flags("--vocabulary-rank", "add a head of this rank that scores every possible next token; 0 = none"),
     )
     vocabulary_input: HeadInput = field(
-        default="both", metadata=_flags("--vocabulary-input", "the state that this head reads")
+        default="both", metadata=flags("--vocabulary-input", "the state that this head reads")
     )
     vocabulary_reward: str | None = field(
-        default=None, metadata=_flags("--vocabulary-reward", "the reward that it predicts (default: the first)")
+        default=None, metadata=flags("--vocabulary-reward", "the reward that it predicts (default: the first)")
     )
-    seed: int = field(default=0, metadata=_flags("-s --seed", "of everything drawn"))
+    seed: int = field(default=0, metadata=flags("-s --seed", "of everything drawn"))
 
     def __post_init__(self) -> None:
         given = {"vocabulary_input": "both", "vocabulary_reward": None}
@@ -110,7 +108,7 @@ def add_insert_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[st
 def run(args: argparse.Namespace) -> int:
     """Insert and save; prints the folder."""
     require_training()
-    from ..training.checkpoint import CONFIG_NAME, load_base
+    from ..training.base import load_base
 
     if (args.output / CONFIG_NAME).exists() and not args.force:
         raise ConfigError(f"{args.output}: holds an adapter already; give another folder, or --force to replace it")
@@ -127,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_tokenizer(base: str, *, check: bool) -> None:
     """Refuse a GGUF base now that could not be trained later for its tokenizer; a warning without ``check``."""
-    from ..training.checkpoint import load_tokenizer
+    from ..training.base import load_tokenizer
     from ..training.gguf_base import is_gguf
 
     if not is_gguf(base) or not Path(base).is_file():

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import shutil
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from ..adapter_format import CONFIG_NAME
 from ..errors import ConfigError
+from ..train_options import TrainOptions
 from ._common import add_options, given, print_json
 from .insert import (
     InsertOptions,
@@ -32,73 +33,6 @@ _DATA = "JSONL (also .gz), Parquet, or a folder of Dataset.save_to_disk, with TR
 _FULL_LEARNING_RATE = 2e-5
 _NO_MEMORY_CHECK = "--no-memory-check"
 _DISTILL = ("distill_candidates", "distill_positions", "distill_weight")
-
-
-def _flags(flags: str, text: str) -> dict[str, Any]:
-    return {"flags": tuple(flags.split()), "help": text}
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How the insertion is trained; most become fields of transformers' ``TrainingArguments``."""
-
-    epochs: float = field(default=1.0, metadata=_flags("--epochs", "passes over the data"))
-    max_steps: int = field(default=0, metadata=_flags("--max-steps", "optimizer steps instead of epochs; 0 = epochs"))
-    batch_size: int = field(default=8, metadata=_flags("-b --batch-size", "rows at once on each device"))
-    accumulate: int = field(default=1, metadata=_flags("--accumulate", "batches a step (gradient accumulation)"))
-    learning_rate: float = field(default=1e-3, metadata=_flags("--lr", "peak learning rate"))
-    schedule: Literal["linear", "cosine", "constant"] = field(
-        default="linear", metadata=_flags("--schedule", "learning rate after the warm-up")
-    )
-    warmup: float = field(default=0.0, metadata=_flags("--warmup", "steps of warm-up; below 1 a share of all steps"))
-    weight_decay: float = field(default=0.0, metadata=_flags("--weight-decay", "of AdamW"))
-    loss: Literal["prefix", "final"] = field(
-        default="prefix", metadata=_flags("--loss", "train every response token, or whole responses (final)")
-    )
-    center: float = field(
-        default=0.0, metadata=_flags("--center", "weight of a term that keeps pairs' rewards around 0")
-    )
-    max_length: int = field(
-        default=1024, metadata=_flags("--max-length", "tokens of prompt and response; longer texts are cut")
-    )
-    append_eos: bool = field(
-        default=True, metadata=_flags("--no-eos", "do not end responses with the end-of-text token")
-    )
-    step_separator: str | None = field(
-        default=None, metadata=_flags("--step-separator", "what ends each step of a text in steps; else a line break")
-    )
-    calibrate: bool = field(
-        default=True, metadata=_flags("--no-calibrate", "leave rewards as trained, not with mean 0 and deviation 1")
-    )
-    distill_candidates: int = field(
-        default=20, metadata=_flags("--distill-candidates", "next tokens that a vocabulary head learns at a position")
-    )
-    distill_positions: int = field(
-        default=8, metadata=_flags("--distill-positions", "positions of a text at which it learns in a step")
-    )
-    distill_weight: float = field(
-        default=0.3, metadata=_flags("--distill-weight", "weight of the vocabulary head's loss")
-    )
-    logging_steps: int = field(default=10, metadata=_flags("--logging-steps", "steps between lines of the log"))
-    eval_steps: int = field(default=500, metadata=_flags("--eval-steps", "steps between evaluations"))
-    save_steps: int = field(default=500, metadata=_flags("--save-steps", "steps between checkpoints"))
-    keep: int = field(default=2, metadata=_flags("--keep", "checkpoints that are kept"))
-    bf16: bool = field(default=False, metadata=_flags("--bf16", "mixed precision"))
-    recompute: bool = field(
-        default=False, metadata=_flags("--recompute", "less memory: recompute activations in the backward pass")
-    )
-    cpu: bool = field(default=False, metadata=_flags("--cpu", "do not use a GPU"))
-    threads: int = field(default=0, metadata=_flags("-t --threads", "CPU threads; 0 = torch's own choice"))
-    seed: int = field(default=0, metadata=_flags("-s --seed", "of the order of rows and of everything drawn"))
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 1, "accumulate": 1, "logging_steps": 1, "eval_steps": 1, "save_steps": 1, "keep": 1}
-        for name, minimum in {**least, "max_steps": 0, "threads": 0, "warmup": 0, "weight_decay": 0}.items():
-            if getattr(self, name) < minimum:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
-        for name in ("epochs", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +110,7 @@ def _check_start(args: argparse.Namespace) -> None:
         raise ConfigError("give an ADAPTER folder to start from, or --base for a fresh insertion")
     if args.resume or args.force or not args.output.exists():
         return
-    if (args.output / "otter_config.json").exists() or any(args.output.glob("checkpoint-*")):
+    if (args.output / CONFIG_NAME).exists() or any(args.output.glob("checkpoint-*")):
         raise ConfigError(f"{args.output}: holds a run already; --resume continues it, --force replaces it")
 
 
@@ -185,7 +119,7 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     import torch
 
     from ..training import DataOptions, OtterTrainer, load_rows
-    from ..training.checkpoint import load_tokenizer
+    from ..training.base import load_tokenizer
     from ..training.full import FullRewardModel
     from ..training.memory import memory_estimate
     from ..training.runs import checkpoints
@@ -196,8 +130,12 @@ def _trainer(args: argparse.Namespace, options: TrainOptions) -> OtterTrainer:
     tokenizer = load_tokenizer(model, check=not args.no_tokenizer_check)
     if isinstance(model, FullRewardModel):
         model.tokenizer = tokenizer  # written beside its base, where conversion to GGUF needs it
-    separator = "\n" if options.step_separator is None else options.step_separator
-    rows = DataOptions(options.max_length, options.append_eos, separator, model.insertion.reward_labels)
+    rows = DataOptions(
+        options.max_length,
+        options.append_eos,
+        DataOptions.step_separator if options.step_separator is None else options.step_separator,
+        model.insertion.reward_labels,
+    )
     data = load_rows(args.data, tokenizer, rows)
     evaluation = load_rows(args.eval_data, tokenizer, rows) if args.eval_data else None
     for dataset in filter(None, (data, evaluation)):
@@ -264,20 +202,20 @@ def _calibrate(trainer: OtterTrainer, batch_size: int) -> None:
 
 
 def _model(args: argparse.Namespace) -> OtterModel:
-    from ..training import OtterModel
-    from ..training.checkpoint import load_base
+    from ..training import load
+    from ..training.base import load_base
     from ..training.runs import latest_checkpoint
 
     if args.resume:
-        return OtterModel.from_pretrained(args.base, latest_checkpoint(args.output))
+        return load(latest_checkpoint(args.output), args.base)
     if args.adapter:
-        return OtterModel.from_pretrained(args.base, args.adapter)
+        return load(args.adapter, args.base)
     return _full_model(args) if args.full else insert_from(args, load_base(args.base))
 
 
 def _full_model(args: argparse.Namespace) -> OtterModel:
     from ..training import geometry
-    from ..training.checkpoint import load_base
+    from ..training.base import load_base
     from ..training.full import full_reward_model
 
     base = load_base(args.base)

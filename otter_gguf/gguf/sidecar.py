@@ -7,19 +7,18 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .. import _native, architectures
-from ..architectures import Architecture
+from .. import _native
 from ..config import BaseGeometry, HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from ..heads import is_head_name, kinds
+from ..tensors import check_shapes
 from ..text import listed
 from . import keys
 from .base import BaseFiles, base_geometry, is_inserted
 from .encoding import ALIGNMENT, TENSOR_TYPES, shape_without_ones
 from .fingerprint import fingerprint
 from .keys import Key
-
-Shape = tuple[int, ...]
+from .recipes import expected_tensors
 
 _MAX_TEXT = 1000
 """Characters of a text in a key; the longest one that belongs there is a sha256."""
@@ -40,67 +39,6 @@ BASE_SIZE_KEYS: tuple[tuple[Key, str], ...] = (
 
 
 # ---- what belongs in a file ------------------------------------------------------------------------------------
-
-
-def expected_tensors(config: InsertionConfig) -> dict[str, Shape]:
-    """Every inserted tensor of a configuration in file order, with its shape in GGUF order (columns first).
-
-    ``UnsupportedError`` for an architecture without a file in :mod:`otter_gguf.architectures`.
-    """
-    base, width = config.base, config.width
-    architecture = architectures.of_base(base)
-    shapes: dict[str, Shape] = {}
-    if config.state_source == "table":
-        shapes[keys.TOKEN_EMBD] = (width, base.n_vocab)
-    for layer in range(base.n_layer):
-        names = {**_attention_tensors(config, architecture, layer), **_ffn_tensors(config, architecture, layer)}
-        shapes |= {name.format(layer=layer): shape for name, shape in names.items()}
-    if any(head.input != "base" for head in config.heads):
-        shapes[keys.OUTPUT_NORM] = (width,)
-        if architecture.layer_norm:
-            shapes[keys.OUTPUT_NORM_BIAS] = (width,)
-    for head in config.heads:
-        shapes[keys.HEAD_WEIGHT.format(name=head.name)] = (config.head_input_size(head), config.head_rows(head))
-        shapes[keys.HEAD_BIAS.format(name=head.name)] = (config.head_rows(head),)
-        for table, shape in head.of_kind.tables(head, base.n_vocab).items():
-            shapes[keys.head_table(table).format(name=head.name)] = shape[::-1]
-    return shapes
-
-
-def _attention_tensors(config: InsertionConfig, architecture: Architecture, layer: int) -> dict[str, Shape]:
-    """The inserted tensors of a layer's attention, by their names without its number."""
-    base, width, n_kv, n_query = config.base, config.width, config.n_head_kv[layer], config.n_query_heads(layer)
-    if not n_kv:
-        return {}
-    attention, n = architecture.attention, base.head_dim
-    joint = {keys.ATTN_Q_NORM: (n * n_query,), keys.ATTN_K_NORM: (n * n_kv,)}
-    return {
-        **({keys.ATTN_NORM: (width,)} if attention.norm else {}),
-        **({keys.ATTN_NORM_BIAS: (width,)} if architecture.layer_norm else {}),
-        keys.ATTN_QKV: (base.n_embd + width, n * (n_query + 2 * n_kv)),
-        **(joint if attention.joint_head_norms else {}),
-        keys.ATTN_OUTPUT: (n * (base.n_head + n_query), width),
-        **({keys.ATTN_OUTPUT_BIAS: (width,)} if attention.output_bias else {}),
-        **({keys.ATTN_POST_NORM: (width,)} if attention.post_norm else {}),
-    }
-
-
-def _ffn_tensors(config: InsertionConfig, architecture: Architecture, layer: int) -> dict[str, Shape]:
-    """The inserted tensors of a layer's FFN, by their names without its number."""
-    base, width, n_ff = config.base, config.width, config.n_ff[layer]
-    if not n_ff:
-        return {}
-    norm, norm_bias = keys.FFN_NORM, keys.FFN_NORM_BIAS
-    if architecture.one_norm:
-        norm, norm_bias = keys.ATTN_NORM, keys.ATTN_NORM_BIAS
-    return {
-        **({norm: (width,)} if architecture.ffn.norm else {}),
-        **({norm_bias: (width,)} if architecture.layer_norm else {}),
-        keys.FFN_UP: (base.n_embd + width, len(architecture.ffn.inputs) * n_ff),
-        keys.FFN_DOWN: (config.ffn_columns(layer), width),
-        **({keys.FFN_DOWN_BIAS: (width,)} if architecture.ffn.output_bias else {}),
-        **({keys.FFN_POST_NORM: (width,)} if architecture.ffn.post_norm else {}),
-    }
 
 
 def stays_float32(tensor_name: str) -> bool:
@@ -315,30 +253,20 @@ def own_tensors(file: _native.GgufFile) -> list[_native.TensorInfo]:
 
 def check_tensors(file: _native.GgufFile, config: InsertionConfig) -> None:
     """``FileError`` that lists every tensor that is missing, extra, or of a wrong type or shape."""
-    problems = _tensor_problems(config, own_tensors(file))
-    if not is_merged(file) and file.alignment != ALIGNMENT:
-        problems.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
-    if problems:
-        raise FileError(f"{file.path}: tensors: {listed(problems)}")
-
-
-def _tensor_problems(config: InsertionConfig, tensors: list[_native.TensorInfo]) -> list[str]:
+    tensors = {tensor.name: tensor for tensor in own_tensors(file)}
     if not tensors:
-        return ["there is none"]
-    expected = expected_tensors(config)
-    found = {tensor.name: tensor for tensor in tensors}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} does not belong here" for name in found if name not in expected]
-    for name, shape in expected.items():
-        if name in found:
-            problems += _mistakes(found[name], shape)
-    return problems
+        raise FileError(f"{file.path}: tensors: there is none")
+    further = [problem for tensor in tensors.values() for problem in _wrong_types(tensor)]
+    if not is_merged(file) and file.alignment != ALIGNMENT:
+        further.append(f"alignment is {file.alignment}, expected {ALIGNMENT}")
+    expected = {name: shape_without_ones(shape) for name, shape in expected_tensors(config).items()}
+    check_shapes(
+        file.path, expected, {name: shape_without_ones(tensor.shape) for name, tensor in tensors.items()}, further
+    )
 
 
-def _mistakes(tensor: _native.TensorInfo, shape: Shape) -> list[str]:
+def _wrong_types(tensor: _native.TensorInfo) -> list[str]:
     problems = []
-    if shape_without_ones(tensor.shape) != shape_without_ones(shape):
-        problems.append(f"{tensor.name} has shape {list(tensor.shape)}, expected {list(shape)}")
     if stays_float32(tensor.name) and tensor.type != "F32":
         problems.append(f"{tensor.name} is {tensor.type}, expected F32")
     if tensor.type not in TENSOR_TYPES:

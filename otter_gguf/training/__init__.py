@@ -5,13 +5,17 @@ Needs the ``train`` extra. Nothing else in the package imports this, or torch.
 
 from __future__ import annotations
 
+from .base import geometry
 from .calibration import calibrate
 from .data import DataOptions, RewardDataset, load_rows, tokenise_rows
 from .full import FullRewardModel, full_reward_model
 from .insert import insert
+from .loading import load
 from .memory import MemoryEstimate, memory_estimate
-from .model import OtterModel, OtterOutput, geometry
+from .model import OtterModel, OtterOutput
+from .reward_model import OtterRewardModel
 from .trainer import ExtraLoss, OtterTrainer, TrainConfig
+from .widened import export_widened, load_widened
 
 __all__ = [
     "DataOptions",
@@ -20,14 +24,18 @@ __all__ = [
     "MemoryEstimate",
     "OtterModel",
     "OtterOutput",
+    "OtterRewardModel",
     "OtterTrainer",
     "RewardDataset",
     "TrainConfig",
     "calibrate",
+    "export_widened",
     "full_reward_model",
     "geometry",
     "insert",
+    "load",
     "load_rows",
+    "load_widened",
     "memory_estimate",
     "tokenise_rows",
 ]

@@ -76,10 +76,10 @@ def _attend(
     if query.shape[1] == base.query:  # the insertion is disabled
         return attend(module, query, key, value, attention_mask, **options)
     with torch.no_grad():
-        own = [_as_in_base(x, base, i) for i, x in enumerate((query, key, value))]
+        own = [_as_in_base(x, base, i) for i, x in enumerate((query, key, value))]  # (B, H or H_kv, T, n)
         outputs = [attend(module, *own, attention_mask, **options)]
     # Copies as well: views would keep the base's heads for the backward pass.
-    inserted = [_compact(x[:, n:]) for x, n in zip((query, key, value), base.counts, strict=True)]
+    inserted = [_compact(x[:, n:]) for x, n in zip((query, key, value), base.counts, strict=True)]  # (B, ., T, n)
     outputs.append(attend(module, *inserted, attention_mask, **options))
     states, weights = zip(*outputs, strict=True)
     return torch.cat(states, dim=2), None if weights[0] is None else torch.cat(weights, dim=1)
@@ -94,14 +94,14 @@ def _model_attention(module: nn.Module, config: PreTrainedConfig) -> Callable[..
 
 def _as_in_base(x: Tensor, base: _BaseHeads, index: int) -> Tensor:
     """The base's heads (B, heads, T, n) of queries (index 0), keys or values, laid out in memory as in the base."""
-    heads = x[:, : base.counts[index]]
+    heads = x[:, : base.counts[index]]  # (B, heads, T, n)
     if _has_no_gaps(x):
         return _compact(heads)
     if not base.split_sizes:  # queries, key and value of a head stand together
         strides = [size * heads.shape[1] // x.shape[1] if size > x.stride(1) else size for size in x.stride()]
         return torch.empty_strided(heads.shape, strides, dtype=x.dtype, device=x.device).copy_(heads)
     first, row_size = (base.head_dim * sum(counts) for counts in (base.counts[:index], base.counts))
-    tokens = cut_out_of_rows(heads.transpose(1, 2).flatten(2), row_size, first)
+    tokens = cut_out_of_rows(heads.transpose(1, 2).flatten(2), row_size, first)  # (B, T, heads n)
     return tokens.view(*tokens.shape[:2], -1, base.head_dim).transpose(1, 2)
 
 

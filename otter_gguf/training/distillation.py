@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, UnsupportedError
+from ..train_options import TrainOptions
 from .model import OtterModel, OtterOutput
 from .vocabulary import VocabularyHead
 
@@ -28,13 +29,13 @@ _TINY = 1e-8  # a variance that is taken for none
 class DistillConfig:
     """How vocabulary heads learn from value heads."""
 
-    candidates: int = 20
+    candidates: int = TrainOptions.distill_candidates
     """The base's most likely next tokens that are scored at a position, k."""
-    positions: int = 8
+    positions: int = TrainOptions.distill_positions
     """Positions of a sequence that are looked at in a step, m."""
     share: float = 0.25
     """Share of a batch's sequences that are looked at; many positions of few sequences cost less than the reverse."""
-    weight: float = 0.3
+    weight: float = TrainOptions.distill_weight
     """Of this loss beside the others."""
     train_blocks: bool = True
     """Whether inserted blocks and value heads learn from this loss too, on both sides of the comparison: states to be
@@ -83,10 +84,10 @@ class Distillation:
         if not heads or output.final_state is None:
             raise ConfigError("distillation needs a vocabulary head; insert one, with a rank")
         texts = self._texts(len(inputs["input_ids"]), model.training).to(model.device)
-        tokens, length = inputs["input_ids"][texts], inputs["length"][texts]
+        tokens, length = inputs["input_ids"][texts], inputs["length"][texts]  # (N, T), (N)
         first = (inputs["start"][inputs["row"][texts]] - 1).clamp_min(0)  # the response's first token is chosen too
-        position, mask = draw_positions(first, length - 1, self.config.positions, model.training)
-        state = output.final_state[texts[:, None], position]
+        position, mask = draw_positions(first, length - 1, self.config.positions, model.training)  # (N, m) each
+        state = output.final_state[texts[:, None], position]  # (N, m, d + e)
         candidates = Candidates(position, self.propose(model, tokens, position, state.detach()), mask)
         with torch.set_grad_enabled(self.config.train_blocks and torch.is_grad_enabled()):
             rewards = candidate_rewards(model, tokens, candidates)
@@ -94,8 +95,8 @@ class Distillation:
             state = state.detach()
         losses, logged = [], []
         for head in heads.values():
-            target = score_targets(model, head, rewards)
-            scores = head.raw(head(state), candidates.tokens)
+            target = score_targets(model, head, rewards)  # (N, m, k)
+            scores = head.raw(head(state), candidates.tokens)  # (N, m, k)
             losses.append(candidate_loss(scores, target, mask))
             logged.append(agreement(scores.detach(), target, mask))
         loss = torch.stack(losses).mean()
@@ -123,17 +124,17 @@ def draw_positions(first: Tensor, end: Tensor, count: int, training: bool) -> tu
         Positions (N, count) in rising order, and which of them are there (N, count): a sequence may have fewer.
     """
     steps = torch.arange(count, device=first.device)
-    available = (end - first).clamp_min(0)[:, None]
+    available = (end - first).clamp_min(0)[:, None]  # (N, 1)
     if training:
         # Drawn on the CPU from the generator that checkpoints save, so that a resumed run draws the same.
         longest = max(int(available.max()), count)
-        order = torch.rand(len(first), longest).to(first.device)
+        order = torch.rand(len(first), longest).to(first.device)  # (N, longest)
         order = order.masked_fill(torch.arange(longest, device=first.device) >= available, 2.0)
-        offset = order.argsort(dim=1)[:, :count]
+        offset = order.argsort(dim=1)[:, :count]  # (N, count)
         offset = torch.where(steps < available, offset, longest).sort(dim=1).values
     else:
         offset = torch.where(available > count, (steps * available + available // 2) // count, steps)
-    mask = steps < available
+    mask = steps < available  # (N, count)
     return torch.where(mask, first[:, None] + offset, 0), mask
 
 
@@ -167,12 +168,12 @@ def candidate_rewards(model: OtterModel, tokens: Tensor, candidates: Candidates)
     """
     n, m, k = candidates.tokens.shape
     prefix = int(candidates.position.max()) + 1
-    owner = candidates.position.repeat_interleave(k, dim=1)
-    row = torch.arange(prefix, device=tokens.device).expand(n, -1)
+    owner = candidates.position.repeat_interleave(k, dim=1)  # (N, m k)
+    row = torch.arange(prefix, device=tokens.device).expand(n, -1)  # (N, P), P = prefix
     last = torch.cat([row, owner], dim=1)  # the last token of the sequence that a row may see
-    visible = row[:, None, :] <= last[:, :, None]
-    itself = torch.eye(m * k, dtype=torch.bool, device=tokens.device)
-    own = torch.cat([itself.new_zeros(prefix, m * k), itself]).expand(n, -1, -1)
+    visible = row[:, None, :] <= last[:, :, None]  # (N, P + m k, P)
+    itself = torch.eye(m * k, dtype=torch.bool, device=tokens.device)  # (m k, m k)
+    own = torch.cat([itself.new_zeros(prefix, m * k), itself]).expand(n, -1, -1)  # (N, P + m k, m k)
     output: OtterOutput = model(
         torch.cat([tokens[:, :prefix], candidates.tokens.flatten(1)], dim=1),
         attention_mask=_attention_mask(model, torch.cat([visible, own], dim=2)[:, None]),
@@ -180,7 +181,7 @@ def candidate_rewards(model: OtterModel, tokens: Tensor, candidates: Candidates)
         use_cache=False,
         return_logits=False,
     )
-    rewards, raw = cast(Tensor, output.rewards), cast(Tensor, output.raw_rewards)
+    rewards, raw = cast(Tensor, output.rewards), cast(Tensor, output.raw_rewards)  # (N, P + m k, n_rewards)
     return CandidateRewards(*(x[:, prefix:].unflatten(1, (m, k)) for x in (rewards, raw)))
 
 
@@ -230,11 +231,11 @@ def candidate_loss(scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Scalar; 0 if no position counts.
     """
-    error = scores - target
-    mean, within = target.mean(-1), target.var(-1, unbiased=False)
+    error = scores - target  # (N, m, k)
+    mean, within = target.mean(-1), target.var(-1, unbiased=False)  # (N, m) each
     floor = 0.1 * _mean(within, mask)
     between = _mean((mean - _mean(mean, mask)).square(), mask)
-    own = error.var(-1, unbiased=False) / (within + floor).clamp_min(_TINY)
+    own = error.var(-1, unbiased=False) / (within + floor).clamp_min(_TINY)  # (N, m)
     return _mean(error.mean(-1).square(), mask) / between.clamp_min(_TINY) + _mean(own, mask)
 
 
@@ -245,8 +246,8 @@ def _mean(x: Tensor, mask: Tensor) -> Tensor:
 @torch.no_grad()
 def agreement(scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean rank correlation, and share of positions with the same best candidate: (2), NaN if no position counts."""
-    same = (scores.argmax(-1) == target.argmax(-1)).to(scores.dtype)
-    correlation = rank_correlation(scores, target).to(scores.dtype)
+    same = (scores.argmax(-1) == target.argmax(-1)).to(scores.dtype)  # (N, m)
+    correlation = rank_correlation(scores, target).to(scores.dtype)  # (N, m)
     return torch.stack([correlation[mask].nanmean(), same[mask].mean()])
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..adapter_format import INFIX
 from ..config import BaseGeometry
 from ..errors import MismatchError
-from .modules import BASE_INFIX, INFIX
+from .modules import BASE_INFIX
 
 _DOMAIN = b"otter-base-1\n"
 _NORM = r"norm|\.ln_"

@@ -10,37 +10,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..adapter_format import BASE_FOLDER, CONFIG_NAME, FINE_TUNED_BASE, TENSORS_NAME, AdapterRecord
 from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, FileError, UnsupportedError
-from .checkpoint import (
-    CONFIG_NAME,
-    FINE_TUNED_BASE,
-    TENSORS_NAME,
-    adapter_folder,
-    check_overwrite,
-    load_base,
-    load_tensors,
-    load_tokenizer,
-    read_config,
-    save_tokenizer,
-    write_adapter,
-)
+from .base import geometry, load_base, load_tokenizer, save_tokenizer
+from .checkpoint import adapter_folder, check_overwrite
 from .fingerprint import check_fingerprint
 from .initialisation import initialise_heads
-from .model import OtterModel, geometry
+from .model import OtterModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BASE_FOLDER = "base"
-
 
 class FullRewardModel(OtterModel):
-    """A fine-tuned base with value heads. Made by :func:`full_reward_model` or :meth:`OtterModel.from_pretrained`.
+    """A fine-tuned base with value heads. Made by :func:`full_reward_model` or :func:`otter_gguf.training.load`.
 
     What rewards depend on is trained, in F32: everything up to the final norm, and the heads. An output projection
     with weights of its own is not. As in every :class:`OtterModel` there is no dropout.
@@ -79,14 +68,39 @@ class FullRewardModel(OtterModel):
             self.base_model.save_pretrained(folder / BASE_FOLDER)
             if self.tokenizer is not None:
                 save_tokenizer(self.tokenizer, folder / BASE_FOLDER)
-            write_adapter(self, folder, **{FINE_TUNED_BASE: BASE_FOLDER})
+            self._write_adapter(folder, full=True)
 
     def load_weights(self, path: str | Path) -> None:
         """As :meth:`OtterModel.load_weights`, with the base's tensors."""
-        path = Path(path)
-        base, _ = _fine_tuned_base(path, read_config(path))
+        base = self._load_base(None, Path(path), AdapterRecord.read(Path(path)), True)
         self.base_model.load_state_dict(base.state_dict())
-        load_tensors(self, path / TENSORS_NAME)
+        super().load_weights(path)
+
+    @classmethod
+    def from_pretrained(
+        cls, base_model: nn.Module | str | Path | None, path: str | Path, *, check_base: bool = True
+    ) -> OtterModel:
+        """As :meth:`OtterModel.from_pretrained`, with the base inside the folder: ``base_model`` is ``None``."""
+        model = super().from_pretrained(base_model, path, check_base=check_base)
+        tokenizer = Path(path) / BASE_FOLDER
+        if isinstance(model, FullRewardModel) and (tokenizer / "tokenizer_config.json").exists():
+            model.tokenizer = load_tokenizer(tokenizer)
+        return model
+
+    @staticmethod
+    def _load_base(
+        base_model: nn.Module | str | Path | None, path: Path, record: AdapterRecord, check: bool
+    ) -> PreTrainedModel:
+        if base_model is not None:
+            raise ConfigError(f"{path}: a full reward model, which holds its own fine-tuned base; give no other")
+        if not record.full:
+            raise FileError(f"{path / CONFIG_NAME}: no {FINE_TUNED_BASE}: the adapter of a frozen base")
+        base = load_base(path / BASE_FOLDER)
+        if check:
+            check_fingerprint(record.binding.get("base_fingerprint"), base, geometry(base), str(path))
+        base.config._name_or_path = record.base_name or ""
+        base.config._commit_hash = record.revision
+        return base
 
 
 def full_reward_model(
@@ -111,26 +125,3 @@ def full_reward_model(
     initialise_heads(model, seed)
     model.training_record = {"init": {"kind": "full", "seed": seed}}
     return model
-
-
-def load_full(path: Path, record: dict[str, Any]) -> FullRewardModel:
-    """Load what :meth:`FullRewardModel.save_pretrained` wrote; see :meth:`OtterModel.from_pretrained`."""
-    base, folder = _fine_tuned_base(path, record)
-    base.config._name_or_path = record.get("base_model_name_or_path") or ""
-    base.config._commit_hash = record.get("revision")
-    model = FullRewardModel(base, InsertionConfig.from_dict(record["insertion"]))
-    load_tensors(model, path / TENSORS_NAME)
-    model.training_record = record["training"]
-    if (folder / "tokenizer_config.json").exists():
-        model.tokenizer = load_tokenizer(folder)
-    return model
-
-
-def _fine_tuned_base(path: Path, record: dict[str, Any]) -> tuple[PreTrainedModel, Path]:
-    """The base inside a folder, compared with the fingerprint, and where it stands."""
-    if record.get(FINE_TUNED_BASE) != BASE_FOLDER:
-        raise FileError(f"{path / CONFIG_NAME}: {FINE_TUNED_BASE} is not {BASE_FOLDER!r}: no full reward model")
-    folder = path / BASE_FOLDER
-    base = load_base(folder)
-    check_fingerprint(record.get("base_fingerprint"), base, geometry(base), str(path))
-    return base, folder

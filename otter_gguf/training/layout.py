@@ -1,7 +1,7 @@
 """Which module of the base is replaced by what: the method's block matrices as one list.
 
-Symbols as in ``docs/method.md``. Construction (:mod:`.model`), initialisation (:mod:`.initialisation`) and export
-(:mod:`.widened`) read the same list, so that they cannot disagree.
+Symbols as in ``docs/method.md``. Construction (:mod:`.model`) and initialisation (:mod:`.initialisation`) read the same
+list, so that they cannot disagree.
 """
 
 from __future__ import annotations

@@ -39,11 +39,11 @@ def align_pairs(rewards: Tensor, start: Tensor, length: Tensor) -> PairRewards:
         length: (2B), tokens without padding.
     """
     n_pairs = start.shape[0]
-    response_length = (length.view(2, n_pairs) - start).amax(dim=0)
-    steps = torch.arange(int(response_length.max()), device=rewards.device)
+    response_length = (length.view(2, n_pairs) - start).amax(dim=0)  # (B)
+    steps = torch.arange(int(response_length.max()), device=rewards.device)  # (N)
     # Past its end a response continues with its last reward.
-    index = torch.minimum(start.repeat(2)[:, None] + steps, length[:, None] - 1)
-    chosen, rejected = rewards.gather(1, index).view(2, n_pairs, -1)
+    index = torch.minimum(start.repeat(2)[:, None] + steps, length[:, None] - 1)  # (2B, N)
+    chosen, rejected = rewards.gather(1, index).view(2, n_pairs, -1)  # (B, N) each
     return PairRewards(chosen, rejected, steps < response_length[:, None])
 
 
@@ -61,11 +61,11 @@ def prefix_loss(pairs: PairRewards, margin: Tensor | None = None) -> Tensor:
     Args:
         margin: (B); ``None`` = 0.
     """
-    lengths = pairs.mask.sum(dim=1)
-    ahead = pairs.chosen - pairs.rejected
+    lengths = pairs.mask.sum(dim=1)  # (B)
+    ahead = pairs.chosen - pairs.rejected  # (B, N)
     if margin is not None:
-        steps = torch.arange(1, ahead.shape[1] + 1, device=ahead.device)
-        ahead = ahead - margin[:, None] * steps / lengths[:, None]
+        steps = torch.arange(1, ahead.shape[1] + 1, device=ahead.device)  # (N)
+        ahead = ahead - margin[:, None] * steps / lengths[:, None]  # (B, N)
     return (-functional.logsigmoid(ahead) * pairs.mask).sum(dim=1) / lengths
 
 
@@ -102,9 +102,9 @@ def prefix_weights(start: Tensor, length: Tensor, rewards: Tensor) -> Tensor:
         start, length: (B), index of the first response token, and of the first padding token.
         rewards: (B, T, ...), whose type and size the weights take.
     """
-    step = torch.arange(1, rewards.shape[1] + 1, device=rewards.device) - start[:, None]
-    n = (length - start)[:, None]
-    inside = (step > 0) & (step <= n)
+    step = torch.arange(1, rewards.shape[1] + 1, device=rewards.device) - start[:, None]  # (B, T)
+    n = (length - start)[:, None]  # (B, 1)
+    inside = (step > 0) & (step <= n)  # (B, T)
     return 2 * (step * inside).to(rewards.dtype) / (n * (n + 1))
 
 
@@ -140,15 +140,15 @@ def class_loss(scores: Tensor, columns: Tensor, label: Tensor, weights: Tensor) 
         label: (B), column of the right class.
         weights: (B, T).
     """
-    own = within(columns, scores.shape[2])[:, None]
-    probability = scores.masked_fill(~own, -torch.inf).log_softmax(dim=2)
-    index = label[:, None, None].expand(-1, scores.shape[1], 1)
+    own = within(columns, scores.shape[2])[:, None]  # (B, 1, n_rewards)
+    probability = scores.masked_fill(~own, -torch.inf).log_softmax(dim=2)  # (B, T, n_rewards)
+    index = label[:, None, None].expand(-1, scores.shape[1], 1)  # (B, T, 1)
     return -(weights * probability.gather(2, index).squeeze(2)).sum(dim=1)
 
 
 def within(columns: Tensor, n_rewards: int) -> Tensor:
     """(B, n_rewards): True from columns[0] up to but not including columns[1]; columns (B, 2)."""
-    column = torch.arange(n_rewards, device=columns.device)
+    column = torch.arange(n_rewards, device=columns.device)  # (n_rewards)
     return (column >= columns[:, :1]) & (column < columns[:, 1:])
 
 
@@ -164,8 +164,8 @@ def step_loss(rewards: Tensor, scores: Tensor, label: Tensor, mask: Tensor, sigm
         mask: (B, S), True where there is a step.
         sigmoid: (B), whether the row's head has activation sigmoid.
     """
-    entropy = functional.binary_cross_entropy_with_logits(scores, label, reduction="none")
-    losses = torch.where(sigmoid[:, None], entropy, (rewards - label).square())
+    entropy = functional.binary_cross_entropy_with_logits(scores, label, reduction="none")  # (B, S)
+    losses = torch.where(sigmoid[:, None], entropy, (rewards - label).square())  # (B, S)
     return (losses * mask).sum(dim=1) / mask.sum(dim=1)
 
 
@@ -174,7 +174,7 @@ def pair_metrics(pairs: PairRewards) -> dict[str, Tensor]:
     """TRL's names, one value a pair (B): ``accuracy``, ``margin``, ``min_reward``, ``mean_reward``, ``max_reward`` of
     whole responses, and ``prefix_accuracy``, the share of lengths at which the chosen response is ahead."""
     chosen, rejected = pairs.final
-    ahead = (pairs.chosen > pairs.rejected) & pairs.mask
+    ahead = (pairs.chosen > pairs.rejected) & pairs.mask  # (B, N)
     return {
         "accuracy": (chosen > rejected).to(chosen.dtype),
         "margin": chosen - rejected,

@@ -6,7 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,14 +16,17 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .. import architectures
+from ..adapter_format import CONFIG_NAME, INFIX, TENSORS_NAME, AdapterRecord
 from ..architectures import Architecture
-from ..config import BaseGeometry, HeadConfig, InsertionConfig
+from ..config import HeadConfig, InsertionConfig
 from ..errors import ConfigError, MismatchError, UnsupportedError
+from ..gguf.sidecar import geometry_differences
 from .attention import set_split_sizes, split_heads
+from .base import architecture_of, geometry, load_base
+from .checkpoint import adapter_folder, check_overwrite, load_tensors, write_tensors
+from .fingerprint import base_fingerprint, check_fingerprint
 from .layout import Widening, layout
 from .modules import (
-    INFIX,
     Beside,
     FusedLinear,
     Head,
@@ -41,14 +44,12 @@ from .modules import (
     WidenedRMSNorm,
 )
 from .own_attention import WidenedAttention
-from .peft_base import check_plain_base, unwrap
+from .peft_base import adapter_record, check_adapters, unwrap
 from .renamed import CACHE, CHECKPOINTING
 from .vocabulary import VocabularyHead
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedTokenizerBase
-
-    from .reward_model import OtterRewardModel
+    from transformers import Cache
 
 _BASE_PREFIX = "base_model."
 
@@ -69,25 +70,6 @@ class OtterOutput(CausalLMOutputWithPast):
     """(batch, tokens, d + e): what the heads read, [h, h'] after the final norm; h alone where none reads h'."""
 
 
-def geometry(model: nn.Module) -> BaseGeometry:
-    """The sizes of a Hugging Face model, or of the one in a ``PeftModel``, that an insertion depends on.
-
-    Raises:
-        UnsupportedError: its architecture has no file in :mod:`otter_gguf.architectures`, or llama.cpp would compute
-            something else for its configuration.
-    """
-    base = unwrap(model)
-    return _architecture(base).geometry(base.config)
-
-
-def _architecture(model: PreTrainedModel) -> Architecture:
-    found = architectures.find(model.config.model_type, type(model).__name__)
-    found = found.of_form(found.geometry(model.config))
-    # Releases of transformers name the output projection of some models differently.
-    lm_head = model.get_output_embeddings()
-    return replace(found, lm_head=next(name for name, module in model.named_modules() if module is lm_head))
-
-
 class OtterModel(nn.Module):
     """A frozen base with inserted tensors. Made by :func:`otter_gguf.training.insert` or :meth:`from_pretrained`.
 
@@ -106,11 +88,13 @@ class OtterModel(nn.Module):
         """
         super().__init__()
         base_model = unwrap(base_model)
-        self.architecture = _architecture(base_model)
+        self.architecture = architecture_of(base_model)
         self.insertion = insertion
         self.layout = layout(self.architecture, insertion)
         self.training_record: dict[str, Any] = {}
-        _check_geometry(insertion.base, self.architecture.geometry(base_model.config))
+        differences = geometry_differences(insertion.base, self.architecture.geometry(base_model.config))
+        if differences:
+            raise MismatchError(f"the insertion is made for another base: {', '.join(differences)}")
         _check_attention(base_model, self.architecture)
         if any(isinstance(module, Widened) for module in base_model.modules()):
             raise ConfigError("the base model carries an insertion already; load it anew")
@@ -287,19 +271,6 @@ class OtterModel(nn.Module):
             module.training = mode and isinstance(module, GradientCheckpointingLayer)
         return self
 
-    def as_reward_model(self, reward: str | None = None) -> OtterRewardModel:
-        """This model as the sequence classifier that TRL's ``RewardTrainer`` trains; both share every tensor.
-
-        Args:
-            reward: one of ``InsertionConfig.reward_labels``; not needed where there is one.
-
-        Raises:
-            ConfigError: an unknown reward, or none named and several to choose from.
-        """
-        from .reward_model import OtterRewardModel
-
-        return OtterRewardModel(self, reward)
-
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As the base model's method: recompute each layer in the backward pass instead of keeping activations."""
         getattr(self.base_model, f"{CHECKPOINTING}_enable")(**kwargs)
@@ -355,9 +326,21 @@ class OtterModel(nn.Module):
             FileError: not writable.
             ConfigError: ``path`` holds an adapter with another insertion, and ``force`` is not set.
         """
-        from .checkpoint import save_adapter
+        check_overwrite(Path(path), self.insertion, force=force)
+        with adapter_folder(Path(path), CONFIG_NAME, TENSORS_NAME) as folder:
+            self._write_adapter(folder)
 
-        save_adapter(self, Path(path), force=force)
+    def _write_adapter(self, folder: Path, *, full: bool = False) -> None:
+        """Write both files of an adapter into an empty folder."""
+        binding = {
+            "base_fingerprint": base_fingerprint(self.base_model, self.insertion.base),
+            "base_adapters": adapter_record(self.base_model),
+        }
+        record = AdapterRecord(
+            self.insertion, self.base_name, self.base_revision, binding, full, training=self.training_record
+        )
+        write_tensors(self.inserted_parameters(), folder)
+        record.write(folder)
 
     def load_weights(self, path: str | Path) -> None:
         """Take the trained tensors from a folder that :meth:`save_pretrained` wrote for the same insertion.
@@ -365,15 +348,13 @@ class OtterModel(nn.Module):
         Raises:
             FileError: unreadable, values that are not finite, or tensors that do not fit (all listed).
         """
-        from .checkpoint import TENSORS_NAME, load_tensors
-
-        load_tensors(self, Path(path) / TENSORS_NAME)
+        load_tensors(self.inserted_parameters(), Path(path) / TENSORS_NAME)
 
     @classmethod
     def from_pretrained(
         cls, base_model: nn.Module | str | Path | None, path: str | Path, *, check_base: bool = True
     ) -> OtterModel:
-        """Load an adapter checkpoint onto its base; of a full reward model (:mod:`.full`) the base inside its folder.
+        """Load an adapter checkpoint onto its base. :func:`otter_gguf.training.load` reads the other forms, too.
 
         Args:
             base_model: the base, or a ``PeftModel`` around it, or its folder, Hub name or GGUF file; ``None`` = the one
@@ -386,42 +367,28 @@ class OtterModel(nn.Module):
             FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
             MismatchError: the base has other sizes, norms or PEFT adapters than the adapter's.
             UnsupportedError: another format version, or an architecture that this version does not know.
-            ConfigError: a base for a full reward model, which brings its own.
+            ConfigError: the folder holds a full reward model, which has a class of its own.
         """
-        from .checkpoint import load_adapter
+        path, record = Path(path), AdapterRecord.read(Path(path))
+        model = cls(cls._load_base(base_model, path, record, check_base), record.insertion)
+        load_tensors(model.inserted_parameters(), path / TENSORS_NAME)
+        model.training_record = record.training
+        return model
 
-        return load_adapter(base_model, Path(path), check_base=check_base)
-
-    @classmethod
-    def from_widened(cls, path: str | Path, base_model: PreTrainedModel | str | Path | None = None) -> OtterModel:
-        """Load a widened checkpoint onto its base: the inverse of :meth:`export_widened`, tensor for tensor.
-
-        Args:
-            path: the widened checkpoint's folder.
-            base_model: the base, or its folder, Hub name or GGUF file; ``None`` = the one that the checkpoint names.
-
-        Raises:
-            FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
-            MismatchError: the base has other sizes; an original block is not the base's, or a block that must be zero
-                is not (every such tensor is named).
-            UnsupportedError: an architecture that this version does not know.
-        """
-        from .widened import load
-
-        return load(Path(path), base_model)
-
-    def export_widened(
-        self,
-        path: str | Path,
-        *,
-        dtype: torch.dtype | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        """Write the paper's form: an ordinary checkpoint with larger sizes and zero blocks (:mod:`.widened`)."""
-        from .widened import export
-
-        check_plain_base(self.base_model, "a widened checkpoint")
-        export(self, Path(path), dtype=dtype, tokenizer=tokenizer)
+    @staticmethod
+    def _load_base(
+        base_model: nn.Module | str | Path | None, path: Path, record: AdapterRecord, check: bool
+    ) -> PreTrainedModel:
+        """The base that a folder's adapter is for; see :meth:`from_pretrained`."""
+        if record.full:
+            reason = "a full reward model with a fine-tuned base of its own"
+            raise ConfigError(f"{path}: {reason}; load it with otter_gguf.training.load")
+        base = unwrap(base_model) if isinstance(base_model, nn.Module) else load_base(base_model, path, record)
+        # Other sizes have a message of their own, which __init__ gives.
+        if check and geometry(base) == record.insertion.base:
+            check_fingerprint(record.binding.get("base_fingerprint"), base, record.insertion.base, str(path))
+            check_adapters(record.binding, base, str(path))
+        return base
 
 
 def _check_attention(model: PreTrainedModel, architecture: Architecture) -> None:
@@ -431,13 +398,3 @@ def _check_attention(model: PreTrainedModel, architecture: Architecture) -> None
             f"{found} leaves out a part of the attention of a {architecture.model_class}; load the base with"
             f" attn_implementation={known[0]!r}"
         )
-
-
-def _check_geometry(expected: BaseGeometry, found: BaseGeometry) -> None:
-    different = [
-        f"{field.name} {getattr(expected, field.name)} (base: {getattr(found, field.name)})"
-        for field in fields(BaseGeometry)
-        if getattr(expected, field.name) != getattr(found, field.name)
-    ]
-    if different:
-        raise MismatchError(f"the insertion is made for another base: {', '.join(different)}")

@@ -17,8 +17,6 @@ from torch.nn import functional
 from ..config import BaseGeometry, HeadConfig
 from .parts import base_part, factor, inserted_part, join
 
-INFIX = ".otter."
-"""In the name of every inserted tensor: the child ``otter`` of a widened module or a head."""
 BASE_INFIX = ".base."
 """In the names of a widened module's own tensors: its child ``base``. Without an insertion a "." stands there."""
 
@@ -49,7 +47,7 @@ class Inserted(nn.Module):
 def inserted_product(weight: Tensor, h: Tensor, inserted: Tensor, bias: Tensor | None = None) -> Tensor:
     """Inserted rows (rows, d + e) times [h, h'], and their bias: (..., rows)."""
     # Two products instead of one: no gradient is computed for the base's columns.
-    over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)
+    over_base, over_inserted = weight.to(h.dtype).tensor_split([h.shape[-1]], dim=1)  # (rows, d), (rows, e)
     bias = bias.to(h.dtype) if bias is not None else None
     return functional.linear(h, over_base) + functional.linear(inserted, over_inserted, bias)
 
@@ -162,8 +160,8 @@ class WidenedRMSNorm(Widened):
         if not self.enabled:
             return y
         dtype = parameter_dtype(x.dtype)
-        h = x.detach()[..., : self.base_columns].to(dtype)
-        scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)
+        scale = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.epsilon)  # (..., 1)
         return join(y, self.otter.weight * (inserted_part(x, self.base_columns).to(dtype) * scale))
 
 
@@ -181,8 +179,8 @@ class WidenedLayerNorm(Widened):
         if not self.enabled:
             return y
         dtype = parameter_dtype(x.dtype)
-        h = x.detach()[..., : self.base_columns].to(dtype)
-        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)
+        h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)
+        variance, mean = torch.var_mean(h, dim=-1, correction=0, keepdim=True)  # (..., 1) each
         normed = (inserted_part(x, self.base_columns).to(dtype) - mean) * torch.rsqrt(variance + self.epsilon)
         return join(y, self.otter.weight * normed + cast(Tensor, self.otter.bias))
 
@@ -199,7 +197,7 @@ class WidenedHeadNorm(Widened):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) with the heads along ``heads_dim`` -> the same shape."""
-        h, inserted = x.tensor_split([self.base_columns], dim=self.heads_dim)
+        h, inserted = x.tensor_split([self.base_columns], dim=self.heads_dim)  # the base's heads, the inserted
         with torch.no_grad():
             y = cast(Tensor, self.base(h.detach().contiguous()))
         if not self.enabled:

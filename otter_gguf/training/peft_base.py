@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..adapter_format import INFIX
 from ..errors import MismatchError, UnsupportedError
-from .modules import BASE_INFIX, INFIX
+from .modules import BASE_INFIX
 
 _PROBED_ROWS = 512
 

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import ConfigError, FileError
+from ..train_options import TrainOptions
 from .allocator import little_held_back
 from .chance import no_better_than_chance
 from .data import Classed, RewardDataset, collate
@@ -32,16 +33,19 @@ _MANY = 10_000  # rows that are looked at of a source that does not say how many
 class TrainConfig(TrainingArguments):
     """``TrainingArguments`` with the defaults of reward training, and ours."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    logging_steps: float = field(default=10, metadata={"help": "steps between two lines of the log"})
+    learning_rate: float = field(default=TrainOptions.learning_rate, metadata={"help": "peak learning rate"})
+    logging_steps: float = field(
+        default=TrainOptions.logging_steps, metadata={"help": "steps between two lines of the log"}
+    )
     loss: str = field(
-        default="prefix",
+        default=TrainOptions.loss,
         metadata={
             "help": "prefix: at every response token; final: on whole responses alone; steps always at their ends"
         },
     )
     center_rewards_coefficient: float = field(
-        default=0.0, metadata={"help": "weight of mean (r_chosen + r_rejected)^2, which keeps rewards around 0"}
+        default=TrainOptions.center,
+        metadata={"help": "weight of mean (r_chosen + r_rejected)^2, which keeps rewards around 0"},
     )
 
     def __post_init__(self) -> None:

@@ -47,10 +47,10 @@ class VocabularyHead(Head):
         Returns:
             (..., k) or (..., V).
         """
-        direction, baseline = query[..., :-1], query[..., -1:]
+        direction, baseline = query[..., :-1], query[..., -1:]  # (..., r), (..., 1)
         if tokens is None:
             return functional.linear(direction, self.table.otter.weight) + baseline
-        rows = functional.embedding(tokens, self.table.otter.weight)
+        rows = functional.embedding(tokens, self.table.otter.weight)  # (..., k, r)
         return (rows @ direction[..., None]).squeeze(-1) + baseline
 
     def scores(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:

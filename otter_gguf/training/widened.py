@@ -7,8 +7,6 @@ channels). h'_0 must be part of the embedding there, so a slice is written as a 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,43 +17,53 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
-from ..config import InsertionConfig
+from ..adapter_format import INFIX, AdapterRecord
 from ..errors import ConfigError, FileError, MismatchError, UnsupportedError
 from ..gguf.atomic import atomic_folder
-from .checkpoint import check_tensors, fill, load_base, save_tokenizer
-from .layout import Widening
+from ..tensors import Shape, check_shapes
+from ..widened_format import Widened, check_widenable, is_even, read_widened, widened_entry, widened_tensors
+from .base import load_base, save_tokenizer
+from .checkpoint import fill
 from .model import OtterModel
-from .modules import INFIX, Widened
-from .peft_base import check_plain_base
+from .modules import BASE_INFIX
+from .peft_base import check_plain_base, unwrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PURPOSE = "a widened checkpoint"
 _SHOWN_DIFFERENCES = 10
 
 
-def export(
-    model: OtterModel, path: Path, *, dtype: torch.dtype | None, tokenizer: PreTrainedTokenizerBase | None
+def export_widened(
+    model: OtterModel,
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write ``config.json`` and safetensors; ``config.json`` carries ``{"otter": {"insertion": ...}}``.
 
     Args:
+        model: what is written.
+        path: the folder.
         dtype: of every tensor; default: the base's.
+        tokenizer: written beside the model.
 
     Raises:
         ConfigError: width 0, or sizes that the architecture's configuration cannot express, such as other sizes from
             layer to layer.
+        UnsupportedError: an architecture without this form, or a base that is quantized or has an adapter.
         FileError: not writable, or the folder holds a checkpoint already.
     """
-    insertion = model.insertion
-    _check_form(model)
-    if insertion.width == 0 or len(set(insertion.n_head_kv)) > 1 or len(set(insertion.n_ff)) > 1:
+    path, dtype = Path(path), dtype or model.dtype
+    check_plain_base(model.base_model, _PURPOSE)
+    check_widenable(model.architecture)
+    if model.insertion.width == 0 or not is_even(model.insertion):
         raise ConfigError("a widened checkpoint needs an inserted width and the same sizes in every layer")
     if (path / "config.json").exists():
         raise FileError(f"{path}: holds a checkpoint already; give another folder")
-    dtype = dtype or model.dtype
     config = _widened_config(model, dtype)
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in _tensors(model)}
     with atomic_folder(path, names=(), last="config.json") as folder:
@@ -68,71 +76,52 @@ def export(
             raise FileError(f"{path}: cannot write the widened checkpoint: {error}") from None
 
 
-def _check_form(model: OtterModel) -> None:
-    if model.architecture.not_widened:
-        raise UnsupportedError(
-            f"there is no widened checkpoint of a {model.architecture.model_class}: {model.architecture.not_widened};"
-            " save the adapter instead"
-        )
-
-
 def _widened_config(model: OtterModel, dtype: torch.dtype) -> Any:
-    insertion = dataclasses.replace(model.insertion, state_source="table")
+    insertion = model.insertion
     config = copy.deepcopy(model.config)
     sizes = model.architecture.widened_config(
         insertion.base, insertion.width, insertion.n_head_kv[0], insertion.n_ff[0]
     )
-    record = {
-        "insertion": insertion.to_dict(),
-        "state_source": model.insertion.state_source,
-        "base_model_name_or_path": model.base_name,
-        "revision": model.base_revision,
-        "training": model.training_record,
-    }
+    record = AdapterRecord(insertion, model.base_name, model.base_revision, training=model.training_record)
     architectures = [type(model.base_model).__name__]  # a model that was never saved has not noted its own
-    for name, value in {**sizes, "architectures": architectures, "dtype": dtype, "otter": record}.items():
+    for name, value in {**sizes, "architectures": architectures, "dtype": dtype, **widened_entry(record)}.items():
         setattr(config, name, value)
     return config
 
 
-def load(path: Path, base_model: PreTrainedModel | str | Path | None) -> OtterModel:
-    """See :meth:`OtterModel.from_widened`."""
-    insertion, record = _read_config(path)
-    if not isinstance(base_model, PreTrainedModel):
-        base_model = load_base(base_model, path, record)
-    check_plain_base(base_model, "a widened checkpoint")
-    model = OtterModel(base_model, insertion)
-    _check_form(model)
+def load_widened(path: str | Path, base_model: nn.Module | str | Path | None = None) -> OtterModel:
+    """Load a widened checkpoint onto its base: the inverse of :func:`export_widened`, tensor for tensor.
+
+    Args:
+        path: the widened checkpoint's folder.
+        base_model: the base, or its folder, Hub name or GGUF file; ``None`` = the one that the checkpoint names.
+
+    Raises:
+        FileError: a file is missing or damaged; all missing, extra and misshapen tensors in one message.
+        MismatchError: the base has other sizes; an original block is not the base's, or a block that must be zero is
+            not (every such tensor is named).
+        UnsupportedError: an architecture that this version does not know, or that has no such form.
+    """
+    path = Path(path)
+    record = read_widened(path)
+    if not record.insertion.width:
+        raise FileError(f"{path}: the insertion of a widened checkpoint has a width")
+    base = unwrap(base_model) if isinstance(base_model, nn.Module) else load_base(base_model, path, record)
+    check_plain_base(base, _PURPOSE)
+    model = OtterModel(base, record.insertion)
     try:
         with _open(path) as (shapes, read):
-            check_tensors(path, {name: tuple(tensor.shape) for name, tensor in _tensors(model)}, shapes)
-            fill(model.inserted_parameters(), dict(_inserted(model, read)), path)
+            check_shapes(path, _shapes(model), shapes)
+            fill(model.inserted_parameters(), _inserted(model, read), path)
             _check_blocks(model, read, path)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path}: {error}") from None
-    model.training_record = record.get("training") or {}
+    model.training_record = record.training
     return model
 
 
-def _read_config(path: Path) -> tuple[InsertionConfig, dict[str, Any]]:
-    """The insertion, with the source of h'_0 that it had before the export, and what else stands beside it."""
-    file = path / "config.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8")).get("otter")
-    except OSError as error:
-        raise FileError(f"{file}: {error.strerror or error}") from None
-    except (ValueError, AttributeError) as error:
-        raise FileError(f"{file}: no JSON object: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("insertion"), dict):
-        raise FileError(f"{file}: no insertion under 'otter'; {path} is no widened checkpoint")
-    insertion = InsertionConfig.from_dict(record["insertion"])
-    if insertion.width == 0 or insertion.state_source != "table":
-        raise FileError(f"{file}: the insertion of a widened checkpoint has a width and a table")
-    return dataclasses.replace(insertion, state_source=record.get("state_source", "table")), record
-
-
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
+def _open(path: Path) -> Iterator[tuple[dict[str, Shape], Callable[[str], Tensor]]]:
     """Shape of every stored tensor, and how to read one."""
     files = sorted(path.glob("model*.safetensors"))
     if not files:
@@ -144,16 +133,18 @@ def _open(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[st
         yield shapes, lambda name: cast(Tensor, source[name].get_tensor(name))
 
 
-def _inserted(model: OtterModel, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _inserted(model: OtterModel, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """Every inserted tensor by its adapter name, cut out of the stored matrices."""
+    layout = widened_tensors(model.insertion)
+    cut: dict[str, Tensor] = {}
     for name in model.inserted_parameters():
-        if name.startswith("heads."):
-            yield name, read(name)
-    for path, module, widening in _modules(model):
-        if widening is not None and hasattr(module, "otter"):
-            stored, base = read(f"{path}.weight"), cast(Tensor, cast(nn.Module, module.base).weight)
-            added = stored[:, base.shape[1] :] if widening.kind == "table" else stored[base.shape[0] :]
-            yield f"{path}{INFIX}weight", added
+        whole = name.replace(INFIX, ".")
+        if whole in layout:
+            axis = layout[whole].axis
+            cut[name] = read(whole).narrow(axis, layout[whole].original[axis], layout[whole].added[axis])
+        else:  # a head
+            cut[name] = read(name)
+    return cut
 
 
 def _check_blocks(model: OtterModel, read: Callable[[str], Tensor], path: Path) -> None:
@@ -177,64 +168,39 @@ def _check_blocks(model: OtterModel, read: Callable[[str], Tensor], path: Path) 
         )
 
 
+def _shapes(model: OtterModel) -> dict[str, Shape]:
+    heads = {name: tuple(tensor.shape) for name, tensor in _heads(model).items()}
+    return heads | {name: widened.shape for name, widened in widened_tensors(model.insertion).items()}
+
+
+def _heads(model: OtterModel) -> dict[str, Tensor]:
+    """Tensors that keep their adapter names."""
+    return {name: tensor for name, tensor in model.inserted_parameters().items() if name.startswith("heads.")}
+
+
 def _tensors(model: OtterModel) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the widened checkpoint; heads keep their adapter names."""
-    for name, tensor in model.inserted_parameters().items():
-        if name.startswith("heads."):
-            yield name, tensor
-    for path, module, widening in _modules(model):
-        if widening is None:
-            yield f"{path}.weight", _widen_input(path, cast(Tensor, module.weight), model)
-            bias = module._parameters.get("bias")
-        else:
-            yield f"{path}.weight", _block_matrix(cast(Widened, module), widening, model.insertion)
-            bias = cast(nn.Module, module.base)._parameters.get("bias")
-        if bias is not None:
-            # Inserted rows have no bias: zeros where a plainly widened model has a place for one.
-            inserted = len(widening.rows) if widening is not None and widening.kind == "linear" else 0
-            yield f"{path}.bias", functional.pad(bias, (0, inserted))
+    """Every tensor of the widened checkpoint, one at a time."""
+    layout, inserted = widened_tensors(model.insertion), model.inserted_parameters()
+    base = {
+        name.replace(BASE_INFIX, "."): parameter.detach()
+        for name, parameter in model.base_model.named_parameters(remove_duplicate=False)
+        if INFIX not in name
+    }
+    if others := base.keys() - layout.keys():
+        raise UnsupportedError(f"there is no widened checkpoint of a base with {min(others)}; use the adapter instead")
+    yield from _heads(model).items()
+    for name, widened in layout.items():
+        added: Tensor | None = inserted.get(f"{name.removesuffix('weight')}otter.weight")
+        if added is None and widened.inserted:  # h'_0 is a slice of the embedding
+            first = model.insertion.state_offset
+            added = base[name][:, first : first + model.insertion.width]
+        yield name, _blocks(widened, base[name], added)
 
 
-def _modules(model: OtterModel) -> Iterator[tuple[str, nn.Module, Widening | None]]:
-    """The modules with a weight of the base, by their names in the base; how they are widened, if they are."""
-    widenings = {widening.path: widening for widening in model.layout}
-    for name, module in model.base_model.named_modules():
-        if module._parameters.get("weight") is None or name.endswith(INFIX.rstrip(".")):
-            continue
-        path = name.removesuffix(".base")
-        widening = widenings.get(path)
-        yield path, module if widening is None else model.base_model.get_submodule(path), widening
-
-
-def _block_matrix(module: Widened, widening: Widening, config: InsertionConfig) -> Tensor:
-    """[[W, 0], [inserted]] of one widened module."""
-    base = cast(Tensor, module.base.weight).detach()
-    inserted = module.otter.weight.detach() if hasattr(module, "otter") else None
-    if widening.kind == "slice":
-        return torch.cat([base, base[:, list(widening.rows)]], dim=1)
-    if widening.kind == "table":
-        return torch.cat([base.to(cast(Tensor, inserted).dtype), cast(Tensor, inserted)], dim=1)
-    if widening.kind == "pad":
-        if base.ndim == 1:  # a norm, which reads zeros there
-            return functional.pad(base, (0, config.width), value=1.0)
-        return functional.pad(base, (0, 0, 0, config.width))
-    if widening.kind == "heads":
-        return base
-    if widening.kind == "narrow":
-        # A norm whose h' nobody reads gets weight 1; an output head reads nothing of h'.
-        return functional.pad(base, (0, config.width), value=1.0 if base.ndim == 1 else 0.0)
-    inserted = cast(Tensor, inserted)
-    if widening.kind == "linear":
-        base = functional.pad(base, (0, widening.columns - widening.base_columns))
-    return torch.cat([base.to(inserted.dtype), inserted], dim=0)
-
-
-def _widen_input(path: str, weight: Tensor, model: OtterModel) -> Tensor:
-    """Zero columns over h' for the input maps of a sub-layer with nothing inserted."""
-    for sub_layer, sizes in (
-        (model.architecture.attention, model.insertion.n_head_kv),
-        (model.architecture.ffn, model.insertion.n_ff),
-    ):
-        if not sizes[0] and path.endswith(sub_layer.inputs):
-            return functional.pad(weight, (0, model.insertion.width))
-    return weight
+def _blocks(widened: Widened, base: Tensor, inserted: Tensor | None) -> Tensor:
+    """[[base, 0], [inserted]], or [base, inserted] of a vector or an embedding."""
+    if inserted is None:
+        inserted = base.new_full(widened.inserted_shape, widened.fill)
+    if base.ndim == 2 and widened.axis == 0:
+        base = functional.pad(base, (0, widened.added[1]))
+    return torch.cat([base.to(inserted.dtype), inserted.detach()], dim=widened.axis)

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import vocabulary_head
 from otter_gguf import Otter
+from otter_gguf.adapter_format import CONFIG_NAME, TENSORS_NAME
 from otter_gguf.demo import DemoFiles, Judge, demo_files
 from otter_gguf.demo.experiment import Difference, Settings
 from otter_gguf.errors import ConfigError
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.training.checkpoint import CONFIG_NAME, TENSORS_NAME
 from tests.refusals import refused
 
 

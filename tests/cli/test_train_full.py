@@ -12,7 +12,7 @@ import torch
 
 from otter_gguf.cli import insert, train
 from otter_gguf.errors import ConfigError
-from otter_gguf.training import OtterModel
+from otter_gguf.training import load
 from otter_gguf.training.full import FullRewardModel
 from tests.cli.test_train import FEW, call
 from tests.refusals import refused
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(OtterModel.from_pretrained(None, folder).state_dict())
+    return dict(load(folder).state_dict())
 
 
 def test_a_full_reward_model_is_trained_saved_and_resumed(folder: Path, tmp_path: Path, capfd: Any) -> None:
@@ -41,7 +41,7 @@ def test_a_full_reward_model_is_trained_saved_and_resumed(folder: Path, tmp_path
     assert result["rewards"] == ["harmless"]
     assert result["insertion"]["width"] == 0
     assert (tmp_path / "out" / "base" / "tokenizer.json").exists()
-    model = OtterModel.from_pretrained(None, tmp_path / "out")
+    model = load(tmp_path / "out")
     assert isinstance(model, FullRewardModel)
     before = toy_base().state_dict()["model.layers.0.mlp.up_proj.weight"]
     change = (model.base_model.state_dict()["model.layers.0.mlp.up_proj.weight"] - before).abs().max()
@@ -78,7 +78,7 @@ def test_a_gguf_file_is_a_base_as_any_other(folder: Path, tmp_path: Path) -> Non
     before = base.read_bytes()
     call(insert, "--base", base, "-o", tmp_path / "fresh", "--width", 8, "--inner", 12)
     call(train, tmp_path / "fresh", "--data", folder / "pairs.jsonl", "-o", tmp_path / "out", *FEW)
-    fresh, trained = (OtterModel.from_pretrained(None, tmp_path / name) for name in ("fresh", "out"))
+    fresh, trained = (load(tmp_path / name) for name in ("fresh", "out"))
     assert trained.base_name == str(base)
     assert base.read_bytes() == before
     for name, tensor in trained.inserted_parameters().items():

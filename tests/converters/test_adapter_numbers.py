@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from otter_gguf.converters.adapter import CONFIG_NAME, read_adapter_info
 
+from otter_gguf.adapter_format import CONFIG_NAME, AdapterRecord
 from otter_gguf.demo import demo_files
 from otter_gguf.errors import FileError
 from tests.refusals import refused
@@ -24,5 +24,5 @@ def test_a_calibration_that_is_no_float_is_refused(field: str, number: str, tmp_
         path.write_text(json.dumps(record).replace('"NUMBER"', number))
         if value == "NUMBER":
             with refused(FileError, path):
-                read_adapter_info(tmp_path)
-    assert getattr(read_adapter_info(tmp_path).insertion.heads[0], field)[0] == 3.0e38
+                AdapterRecord.read(tmp_path)
+    assert getattr(AdapterRecord.read(tmp_path).insertion.heads[0], field)[0] == 3.0e38

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from otter_gguf.converters.checkpoint import Checkpoint, SafetensorsFile, read_json
+from otter_gguf.converters.checkpoint import Checkpoint, SafetensorsFile
 from safetensors.numpy import save_file
 
 from otter_gguf.errors import FileError, OtterError, UnsupportedError
+from otter_gguf.files import read_json
 from tests.refusals import refused
 
 from ..gguf.toy_files import Float32, save_safetensors

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from otter_gguf.converters.adapter import convert_adapter
-from otter_gguf.converters.widened import convert_widened, is_widened
+from otter_gguf.converters.widened import convert_widened
 from transformers import LlamaForCausalLM
 
 from otter_gguf import _native
@@ -18,7 +18,8 @@ from otter_gguf.config import HeadConfig, StateSource
 from otter_gguf.errors import FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.merge import split
-from otter_gguf.training import insert
+from otter_gguf.training import export_widened, insert
+from otter_gguf.widened_format import is_widened
 from tests.refusals import assert_names, refused
 
 from ..gguf.toy_files import (
@@ -139,7 +140,7 @@ def test_a_tied_base_is_compared_with_its_embedding(tmp_path: Path) -> None:
 def test_what_training_exports_is_accepted(tmp_path: Path, state_source: StateSource) -> None:
     model = LlamaForCausalLM.from_pretrained(write_hf_model(tmp_path / "hf", "F32"), dtype=torch.float32)
     trained = insert(model, replace(CONFIG, state_source=state_source), "normal", init_std=0.1)
-    trained.export_widened(tmp_path / "w")
+    export_widened(trained, tmp_path / "w")
     trained.save_pretrained(tmp_path / "adapter")
     base = write_base(tmp_path / "base.gguf")
     convert(tmp_path / "w", base, tmp_path / "w.gguf", base_hf=tmp_path / "hf")

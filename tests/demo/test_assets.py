@@ -30,7 +30,7 @@ def test_everything_together_is_at_most_8_mb_and_the_insertion_4_5(files: DemoFi
 def test_the_adapter_is_bound_to_the_shipped_base_and_tells_no_path(files: DemoFiles) -> None:
     pytest.importorskip("torch")
     from otter_gguf.training import OtterModel
-    from otter_gguf.training.checkpoint import load_base
+    from otter_gguf.training.base import load_base
 
     base = load_base(files.base)
     model = OtterModel.from_pretrained(base, files.adapter)

@@ -16,9 +16,9 @@ from otter_gguf.gguf import keys
 from otter_gguf.gguf.base import BaseFiles
 from otter_gguf.gguf.encoding import TENSOR_TYPES, KeyValue, encode_value
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
+from otter_gguf.gguf.recipes import expected_tensors
 from otter_gguf.gguf.sidecar import (
     check_binding,
-    expected_tensors,
     is_merged,
     is_sidecar,
     read_fingerprint,
@@ -155,6 +155,15 @@ def test_experts_are_counted_where_there_are_any() -> None:
     assert expected_tensors(sparse)[name] == (32, 32)
     assert "n_expert" not in dense.to_dict()["base"]
     assert InsertionConfig.from_dict(sparse.to_dict()) == sparse
+
+
+@pytest.mark.parametrize("gguf", ["llama", "gptneox"])
+def test_tensors_of_absurd_sizes_are_told_without_making_them(gguf: str) -> None:
+    """A damaged file may say any size; heads that stand one by one in a fused map are counted, not listed."""
+    config = insertion(base=replace(GEOMETRY, architecture=gguf), n_head_kv=(2**30, 1), n_ff=(2**30, 1))
+    base = config.base
+    rows = base.head_dim * (base.group + 2) * 2**30
+    assert expected_tensors(config)["blk.0.attn_qkv.otter.weight"] == (base.n_embd + config.width, rows)
 
 
 def test_the_documentation_lists_every_key_and_tensor() -> None:

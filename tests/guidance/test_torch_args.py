@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from otter_gguf import ARGS
 from otter_gguf.demo import demo_files
 from otter_gguf.training import OtterModel
-from otter_gguf.training.checkpoint import load_base
+from otter_gguf.training.base import load_base
 from tests.demo_f32 import load_demo_f32
 
 WEIGHT, N_CANDIDATES, N_TOKENS = 3.0, 10, 64

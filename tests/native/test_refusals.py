@@ -20,7 +20,7 @@ from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.gguf.fingerprint import fingerprint
 from otter_gguf.gguf.keys import BASE_FINGERPRINT, BASE_HEAD_COUNT
 from otter_gguf.gguf.metadata import Lineage, sidecar_metadata
-from otter_gguf.gguf.sidecar import expected_tensors
+from otter_gguf.gguf.recipes import expected_tensors
 from otter_gguf.gguf.writer import TensorPlan, write_gguf
 from otter_gguf.loading import check_files
 from tests.architecture_toys import toy, widen, write_toy, write_widened

@@ -342,7 +342,7 @@ TRAINING = (
     Fault(
         "Partial norm: over h and h'",
         f"{_TRAINING}/modules.py",
-        "h = x.detach()[..., : self.base_columns].to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
+        "h = x.detach()[..., : self.base_columns].to(dtype)  # (..., d)\n        scale = torch.rsqrt(h.pow(2)",
         "h = x.detach().to(dtype)\n        scale = torch.rsqrt(h.pow(2)",
         ("tests/training/test_modules.py",),
     ),
@@ -428,7 +428,7 @@ TRAINING = (
 FILES = (
     Fault(
         "Sidecar: a missing norm is not noticed",
-        "otter_gguf/gguf/sidecar.py",
+        "otter_gguf/tensors.py",
         'problems = [f"{name} is missing" for name in expected if name not in found]',
         'problems = [f"{name} is missing" for name in expected if name not in found and "norm" not in name]',
         ("tests/gguf/test_sidecar.py",),
@@ -498,9 +498,9 @@ FILES = (
     ),
     Fault(
         "Converter: gate and up exchanged",
-        "converters/recipes.py",
-        "return _stacked(prefix, paths, [(config.n_ff[layer], 0)]",
-        "return _stacked(prefix, paths[::-1], [(config.n_ff[layer], 0)]",
+        "otter_gguf/gguf/recipes.py",
+        "_stacked(ffn.inputs, [(n_ff, 0)]",
+        "_stacked(ffn.inputs[::-1], [(n_ff, 0)]",
         _PARITY,
     ),
     Fault(

@@ -179,7 +179,9 @@ def _save(kind: str) -> Writer:
 
 
 def _export(inputs: Path, out: Path) -> int:
-    return _in_main(lambda: _model("adapter").export_widened(out / "widened"))
+    from otter_gguf.training import export_widened
+
+    return _in_main(lambda: export_widened(_model("adapter"), out / "widened"))
 
 
 def _plot(inputs: Path, out: Path) -> int:

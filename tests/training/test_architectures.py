@@ -20,8 +20,8 @@ from otter_gguf import _native
 from otter_gguf.architectures import find, of_gguf, supported
 from otter_gguf.errors import MismatchError, UnsupportedError
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.training import OtterModel, geometry
-from otter_gguf.training.checkpoint import choose_attention, load_base
+from otter_gguf.training import OtterModel, export_widened, geometry, load_widened
+from otter_gguf.training.base import choose_attention, load_base
 from otter_gguf.training.gguf_base import load_gguf_base
 from otter_gguf.training.renamed import CACHE
 from tests.architecture_toys import FORMS, long_rope, toy, widen, write_toy, write_widened
@@ -135,7 +135,7 @@ def test_it_is_a_plainly_widened_model_with_partial_norms(model_type: str, tmp_p
     """transformers' own model of the larger sizes knows nothing of an insertion, and computes the same states."""
     base = toy(model_type)
     otter = uniform(base)
-    otter.export_widened(tmp_path)
+    export_widened(otter, tmp_path)
     expected = otter(TOKENS)
     wide = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for name, module in toy(model_type).named_modules():
@@ -157,10 +157,10 @@ def test_every_form_holds_the_same_tensors(model_type: str, tmp_path: Path) -> N
     """Adapter, widened checkpoint and the sidecars of both."""
     otter = uniform(toy(model_type))
     tensors = {name: tensor.detach().clone() for name, tensor in otter.inserted_parameters().items()}
-    otter.export_widened(tmp_path / "wide")
+    export_widened(otter, tmp_path / "wide")
     base = write_toy(tmp_path / "base.gguf", toy(model_type))
     sidecar = write_widened(tmp_path, otter, base)
-    again = OtterModel.from_widened(tmp_path / "wide", toy(model_type))
+    again = load_widened(tmp_path / "wide", toy(model_type))
     adapter = OtterModel.from_pretrained(toy(model_type), tmp_path / "adapter")
     for model in (again, adapter):
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.inserted_parameters().items())
@@ -189,7 +189,7 @@ def test_no_widened_checkpoint_where_it_would_be_another_model(model_type: str, 
     """Refused in every direction: written, read, converted."""
     model_class = find(model_type).model_class
     with refused(UnsupportedError, model_class, "widened"):
-        uniform(toy(model_type)).export_widened(tmp_path / "wide")
+        export_widened(uniform(toy(model_type)), tmp_path / "wide")
     assert not (tmp_path / "wide").exists()
     otter = uniform(toy(model_type))
     record = {"insertion": otter.insertion.to_dict()}
@@ -197,7 +197,7 @@ def test_no_widened_checkpoint_where_it_would_be_another_model(model_type: str, 
     (tmp_path / "config.json").write_text(json.dumps(data))
     base = write_toy(tmp_path / "base.gguf", toy(model_type))
     with refused(UnsupportedError, model_class, "widened"):
-        OtterModel.from_widened(tmp_path, toy(model_type))
+        load_widened(tmp_path, toy(model_type))
     (tmp_path / "model.safetensors").write_bytes(save({"x": torch.zeros(1)}))
     with BaseFiles.open(base) as files, refused(UnsupportedError, "config.json", model_class, "widened"):
         convert_widened(tmp_path, tmp_path / "wide.otter.gguf", files, base_hf=tmp_path)
@@ -209,13 +209,13 @@ def test_no_widened_checkpoint_where_it_would_be_another_model(model_type: str, 
 )
 def test_a_widened_checkpoint_of_another_base_is_refused(model_type: str, name: str, tmp_path: Path) -> None:
     """What belongs to the base alone is compared too, in torch and by the converter."""
-    uniform(toy(model_type)).export_widened(tmp_path / "wide")
+    export_widened(uniform(toy(model_type)), tmp_path / "wide")
     other = toy(model_type)
     with torch.no_grad():
         other.get_parameter(name)[3] += 1.0
     base = write_toy(tmp_path / "base.gguf", other)
     with refused(MismatchError, name):
-        OtterModel.from_widened(tmp_path / "wide", copy.deepcopy(other))
+        load_widened(tmp_path / "wide", copy.deepcopy(other))
     with BaseFiles.open(base) as files, refused(MismatchError, name, base):
         convert_widened(tmp_path / "wide", tmp_path / "wide.otter.gguf", files, outtype="f32")
 

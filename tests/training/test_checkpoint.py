@@ -20,7 +20,7 @@ from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, MismatchError, OtterError, UnsupportedError
 from otter_gguf.gguf import atomic
 from otter_gguf.training import OtterModel, geometry, insert
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 from tests.converters.toy_hf import Payload
 from tests.refusals import refused
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
@@ -180,11 +180,11 @@ def truncate(adapter: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], Any], type[OtterError], tuple[object, ...]]] = [
     (lambda adapter: (adapter / CONFIG).unlink(), FileError, ("otter_config.json", "No such file")),
     (lambda adapter: (adapter / CONFIG).write_text("{"), FileError, ("otter_config.json", "JSON")),
-    (lambda adapter: (adapter / CONFIG).write_text("[]"), FileError, ("otter_config.json", "format", "otter-adapter")),
+    (lambda adapter: (adapter / CONFIG).write_text("[]"), FileError, ("otter_config.json", "JSON")),
     (edit_config(format="lora"), FileError, ("otter_config.json", "format", "otter-adapter")),
     (edit_config(version=2), UnsupportedError, ("otter_config.json", "version 2", 1)),
     (edit_config(insertion=None), FileError, ("otter_config.json", "insertion")),
-    (edit_config(insertion={"width": 3}), ConfigError, ("insertion", "base")),
+    (edit_config(insertion={"width": 3}), FileError, (CONFIG, "insertion", "base")),
     (lambda adapter: (adapter / TENSORS).unlink(), FileError, ("otter_model.safetensors", "No such file")),
     (truncate, FileError, ("otter_model.safetensors",)),
     (edit_tensors(not_a_number), FileError, (TENSORS, "model.norm.otter.weight", "torch.float32", "finite")),
@@ -192,7 +192,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], type[OtterError], tuple[object, ...]]
     (
         edit_tensors(several_problems),
         FileError,
-        ("3 tensors", "model.norm.otter.weight", "extra.weight", "heads.reward.otter.bias", (2,), (1,)),
+        ("3 tensors", "model.norm.otter.weight", "extra.weight", "heads.reward.otter.bias", [2], [1]),
     ),
 ]
 
@@ -234,7 +234,7 @@ def test_weights_are_taken_into_a_model_at_hand(adapter: Path) -> None:
     assert not torch.equal(rewards(model), rewards(toy_otter("normal")))
     model.load_weights(adapter)
     assert torch.equal(rewards(model), rewards(toy_otter("normal")))
-    with refused(FileError, TENSORS, "9 tensors", "model.layers.0.mlp.gate_proj.otter.weight", (12, 40), (13, 40)):
+    with refused(FileError, TENSORS, "9 tensors", "model.layers.0.mlp.gate_proj.otter.weight", [12, 40], [13, 40]):
         toy_otter(n_ff=13).load_weights(adapter)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from otter_gguf.cli import insert, train
-from otter_gguf.cli.train import TrainOptions
 from otter_gguf.errors import FileError
+from otter_gguf.train_options import TrainOptions
 from otter_gguf.training import DataOptions, tokenise_rows
 from otter_gguf.training.data import Classed, Graded, Pair, Stepped
 from otter_gguf.training.objectives import METRICS, NOT_LOGGED

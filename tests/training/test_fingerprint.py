@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from otter_gguf.converters.adapter import read_adapter_info
 from transformers import AutoModelForCausalLM
 
+from otter_gguf.adapter_format import AdapterRecord
 from otter_gguf.training import geometry
 from otter_gguf.training.fingerprint import base_fingerprint
 from tests.training.toy import toy_base, toy_otter
@@ -83,4 +83,4 @@ def test_the_converter_reads_folders_with_it(tmp_path: Path) -> None:
     model = toy_otter("normal")
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "otter_config.json").read_text())["base_fingerprint"] == fingerprint(model.base_model)
-    assert read_adapter_info(tmp_path).insertion == model.insertion
+    assert AdapterRecord.read(tmp_path).insertion == model.insertion

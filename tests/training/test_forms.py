@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.gguf.base import BaseFiles
-from otter_gguf.training import OtterModel, geometry, insert
+from otter_gguf.training import OtterModel, export_widened, geometry, insert, load_widened
 from tests.training.native_toy import (
     TOKENS,
     convert_folder,
@@ -83,10 +83,10 @@ def test_every_form_computes_the_same(tmp_path: Path, changes: dict[str, Any]) -
     assert rewards.std(dim=1).min() > 0.05
 
     model.save_pretrained(tmp_path / "adapter")
-    model.export_widened(tmp_path / "widened")
+    export_widened(model, tmp_path / "widened")
     for again in (
         OtterModel.from_pretrained(smaller_base(), tmp_path / "adapter"),
-        OtterModel.from_widened(tmp_path / "widened", smaller_base()),
+        load_widened(tmp_path / "widened", smaller_base()),
     ):
         assert all(torch.equal(found, expected) for found, expected in zip(run(again), (logits, rewards), strict=True))
 
@@ -112,12 +112,12 @@ def test_a_changed_tensor_is_seen_in_every_form(tmp_path: Path, name: str) -> No
     with torch.no_grad():
         model.inserted_parameters()[f"{name}.otter.weight"].mul_(1.5)
     model.save_pretrained(tmp_path / "adapter")
-    model.export_widened(tmp_path / "widened")
+    export_widened(model, tmp_path / "widened")
     base = write_gguf_base(tmp_path / "base.gguf", smaller_base())
     sidecar = f32_sidecar(tmp_path / "adapter", base, tmp_path / "a.otter.gguf")
     for rewards in (
         run(OtterModel.from_pretrained(smaller_base(), tmp_path / "adapter"))[1],
-        run(OtterModel.from_widened(tmp_path / "widened", smaller_base()))[1],
+        run(load_widened(tmp_path / "widened", smaller_base()))[1],
         run_widened(tmp_path / "widened", model)[1],
         native_rewards(base, sidecar),
     ):

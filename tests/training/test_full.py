@@ -13,8 +13,8 @@ from torch import Tensor
 
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, MismatchError, UnsupportedError
-from otter_gguf.training import OtterModel, OtterTrainer, TrainConfig, calibrate, geometry, insert, tokenise_rows
-from otter_gguf.training.checkpoint import load_tokenizer
+from otter_gguf.training import OtterModel, OtterTrainer, TrainConfig, calibrate, geometry, insert, load, tokenise_rows
+from otter_gguf.training.base import load_tokenizer
 from otter_gguf.training.full import FullRewardModel, full_reward_model
 from tests.refusals import refused
 from tests.training.native_toy import (
@@ -121,7 +121,7 @@ def test_takes_a_vocabulary_head_too(tmp_path: Path) -> None:
     tokens = TOKENS % 256
     with torch.no_grad():
         expected = model(tokens).queries["next"]
-        found = OtterModel.from_pretrained(None, tmp_path)(tokens).queries["next"]
+        found = load(tmp_path)(tokens).queries["next"]
     assert torch.equal(found, expected)
     assert expected.shape == (1, 19, 5)
 
@@ -148,7 +148,7 @@ def test_saves_a_base_and_an_adapter_beside_it(saved: Path) -> None:
 def test_loads_what_was_saved(saved: Path) -> None:
     expected = torch.load(saved.parent / "rewards")
     assert not torch.equal(expected, rewards(full()))
-    model = OtterModel.from_pretrained(None, saved)
+    model = load(saved)
     assert isinstance(model, FullRewardModel)
     assert torch.equal(rewards(model), expected)
     assert model.base_name == "someone/base"
@@ -166,12 +166,12 @@ def test_its_base_and_its_heads_belong_together(saved: Path) -> None:
         OtterModel.from_pretrained(toy_base(), saved)
     toy_base().save_pretrained(saved / "base")
     with refused(MismatchError, saved, saved / "base", "base_fingerprint"):
-        OtterModel.from_pretrained(None, saved)
+        load(saved)
     with refused(MismatchError, saved, saved / "base", "base_fingerprint"):
         full().load_weights(saved)
     shutil.rmtree(saved / "base")
     with refused(FileError, saved / "base"):
-        OtterModel.from_pretrained(None, saved)
+        load(saved)
 
 
 def test_replaces_only_its_like_unasked(saved: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_replaces_only_its_like_unasked(saved: Path, tmp_path: Path) -> None:
     with refused(FileError, "otter_config.json", "fine_tuned_base", "base"):
         full().load_weights(tmp_path / "frozen")
     full().save_pretrained(tmp_path / "frozen", force=True)
-    assert isinstance(OtterModel.from_pretrained(None, tmp_path / "frozen"), FullRewardModel)
+    assert isinstance(load(tmp_path / "frozen"), FullRewardModel)
 
 
 def test_a_frozen_adapter_does_not_replace_it_unasked(saved: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     for name, tensor in tensors(resumed).items():
         assert torch.equal(tensor, expected[name]), name
     assert torch.equal(rewards(resumed), rewards(whole))
-    loaded = OtterModel.from_pretrained(None, tmp_path / "checkpoint-3")
+    loaded = load(tmp_path / "checkpoint-3")
     assert not torch.equal(rewards(loaded), rewards(whole))
 
 

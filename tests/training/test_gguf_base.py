@@ -16,7 +16,7 @@ from otter_gguf import _native
 from otter_gguf.errors import FileError, MismatchError, UnsupportedError
 from otter_gguf.gguf.encoding import KeyValue
 from otter_gguf.training import OtterModel
-from otter_gguf.training.checkpoint import load_base, load_tokenizer
+from otter_gguf.training.base import load_base, load_tokenizer
 from tests.gguf.toy_files import float_tensor, insertion, rewrite, split_base, write_sidecar
 from tests.gguf.toy_files import write_base as write_other_base
 from tests.refusals import assert_names, refused

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from otter_gguf.cli import train
-from otter_gguf.training import OtterModel
+from otter_gguf.training import OtterModel, OtterRewardModel
 from tests.documents import DOCS, fenced
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, write_rows
 
@@ -57,7 +57,7 @@ def test_trl(folder: Path) -> None:
     assert isinstance(trained, OtterModel)
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        assert torch.equal(trained.as_reward_model()(tokens).logits, loaded(tokens).logits)  # type: ignore[operator]
+        assert torch.equal(OtterRewardModel(trained)(tokens).logits, loaded(tokens).logits)  # type: ignore[operator]
 
 
 def test_lora(folder: Path) -> None:

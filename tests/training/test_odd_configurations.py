@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from otter_gguf.errors import FileError
-from otter_gguf.training.checkpoint import load_base
+from otter_gguf.training.base import load_base
 from tests.refusals import refused
 from tests.training.toy import toy_base
 

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from otter_gguf.config import InsertionConfig
 from otter_gguf.errors import MismatchError, UnsupportedError
-from otter_gguf.training import OtterModel, geometry, insert
+from otter_gguf.training import OtterModel, export_widened, geometry, insert
 from otter_gguf.training.peft_base import linear_rows
 from tests.refusals import refused
 from tests.training.toy import toy_base, toy_folder, toy_otter
@@ -142,12 +142,12 @@ def test_what_cannot_be_widened_is_refused(tmp_path: Path) -> None:
     with refused(UnsupportedError, "Linear", "PeftModel"):
         insert(nn.Linear(2, 2), InsertionConfig.uniform(geometry(base), width=8))
     with refused(UnsupportedError, "model.layers.0.self_attn.q_proj", "merge_and_unload"):
-        toy_otter(base=lora()).export_widened(tmp_path)
+        export_widened(toy_otter(base=lora()), tmp_path)
 
 
 def test_a_merged_base_is_a_plain_one(tmp_path: Path) -> None:
     model = toy_otter(base=lora().merge_and_unload(), width=16)
-    model.export_widened(tmp_path / "widened")
+    export_widened(model, tmp_path / "widened")
     assert (tmp_path / "widened" / "config.json").exists()
 
 
@@ -189,7 +189,7 @@ def check_quantized_base(make_base: Callable[[], Any], tokens: Tensor, folder: P
     with torch.no_grad():
         assert torch.equal(loaded.rewards(tokens), model.eval().rewards(tokens))
     with refused(UnsupportedError, "model.layers.0.self_attn.q_proj", "Int8Linear"):
-        model.export_widened(folder / "widened")
+        export_widened(model, folder / "widened")
 
 
 def test_quantized_maps_are_widened(tmp_path: Path, tokens: Tensor) -> None:

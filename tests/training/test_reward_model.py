@@ -15,8 +15,7 @@ from trl import RewardConfig, RewardTrainer
 
 from otter_gguf.config import HeadConfig
 from otter_gguf.errors import ConfigError
-from otter_gguf.training import OtterModel
-from otter_gguf.training.reward_model import OtterRewardModel
+from otter_gguf.training import OtterModel, OtterRewardModel
 from tests.refusals import refused
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_rows, toy_tokenizer
 
@@ -51,7 +50,7 @@ def alone(model: OtterModel, text: list[int], column: int = 0) -> Tensor:
 def test_reward_of_the_last_token_that_is_no_padding(texts: list[list[int]], side: str) -> None:
     model = toy_otter("normal")
     tokens, mask = padded(texts, side)
-    logits = model.as_reward_model()(tokens, attention_mask=mask).logits
+    logits = OtterRewardModel(model)(tokens, attention_mask=mask).logits
     expected = torch.stack([alone(model, text) for text in texts])
     assert logits.shape == (3, 1)
     torch.testing.assert_close(logits[:, 0], expected, atol=1e-5, rtol=0)
@@ -62,7 +61,7 @@ def test_reward_of_the_last_token_that_is_no_padding(texts: list[list[int]], sid
 def test_an_end_of_text_token_counts_although_padding_is_the_same_token(texts: list[list[int]]) -> None:
     model = toy_otter("normal")
     ended = [[*text, 257] for text in texts]
-    logits = model.as_reward_model()(*padded(ended, "right")).logits[:, 0]
+    logits = OtterRewardModel(model)(*padded(ended, "right")).logits[:, 0]
     torch.testing.assert_close(logits, torch.stack([alone(model, text) for text in ended]), atol=1e-5, rtol=0)
     assert (logits - torch.stack([alone(model, text) for text in texts])).abs().min() > 1e-3
 
@@ -70,7 +69,7 @@ def test_an_end_of_text_token_counts_although_padding_is_the_same_token(texts: l
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_leaves_gradients_alone(texts: list[list[int]], side: str) -> None:
     padded_model, model = toy_otter("normal"), toy_otter("normal")
-    padded_model.as_reward_model()(*padded(texts, side)).logits.sum().backward()
+    OtterRewardModel(padded_model)(*padded(texts, side)).logits.sum().backward()
     torch.stack([alone(model, text) for text in texts]).sum().backward()
     others = model.inserted_parameters()
     for name, tensor in padded_model.inserted_parameters().items():
@@ -83,7 +82,7 @@ def test_chooses_among_rewards_and_reads_calibration(texts: list[list[int]]) -> 
     tokens = torch.tensor([texts[0]])
     expected = model.rewards(tokens)[0]
     for column, name in enumerate(("safety.harmless", "safety.helpful", "tone")):
-        view = model.as_reward_model(name)
+        view = OtterRewardModel(model, name)
         torch.testing.assert_close(view(tokens).logits[0, 0], expected[-1, column])
         state = view.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         torch.testing.assert_close(view.score(state)[0, :, 0], expected[:, column])
@@ -92,13 +91,13 @@ def test_chooses_among_rewards_and_reads_calibration(texts: list[list[int]]) -> 
 @pytest.mark.parametrize("reward", [None, "safety", "harmless", ""])
 def test_an_ambiguous_or_unknown_reward_is_refused(reward: str | None) -> None:
     with refused(ConfigError, repr(reward), "safety.harmless, safety.helpful, tone"):
-        toy_otter(heads=HEADS).as_reward_model(reward)
+        OtterRewardModel(toy_otter(heads=HEADS), reward)
 
 
 def test_a_view_shares_tensors_and_not_the_configuration() -> None:
     model = toy_otter()
     before = model.config.to_dict()
-    view = model.as_reward_model()
+    view = OtterRewardModel(model)
     view.config.pad_token_id = 7
     assert view.config.num_labels == 1
     assert model.config.to_dict() == before
@@ -129,7 +128,7 @@ def test_trls_trainer_learns_and_leaves_the_base(tmp_path: Path) -> None:
     model = toy_otter("normal")
     base = {name: tensor.clone() for name, tensor in toy_base().state_dict().items()}
     before = {name: tensor.detach().clone() for name, tensor in model.inserted_parameters().items()}
-    run = reward_trainer(model.as_reward_model(), tmp_path / "out", 30)
+    run = reward_trainer(OtterRewardModel(model), tmp_path / "out", 30)
     run.train()
     losses = [line["loss"] for line in run.state.log_history if "loss" in line]
     assert losses[-1] < losses[0] - 0.2
@@ -142,7 +141,7 @@ def test_what_trls_trainer_saves_is_the_adapter(tmp_path: Path) -> None:
     toy_folder(tmp_path / "base")
     model = toy_otter("normal")
     model.base_name = str(tmp_path / "base")
-    view = model.as_reward_model()
+    view = OtterRewardModel(model)
     run = reward_trainer(view, tmp_path / "out", 2, save_strategy="steps", save_steps=1)
     run.train()
     run.save_model()
@@ -150,7 +149,7 @@ def test_what_trls_trainer_saves_is_the_adapter(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = view(*batch).logits
         for folder, same in ((tmp_path / "out", True), (tmp_path / "out" / "checkpoint-1", False)):
-            found = OtterModel.from_pretrained(None, folder).as_reward_model()(*batch).logits
+            found = OtterRewardModel(OtterModel.from_pretrained(None, folder))(*batch).logits
             assert torch.equal(found, expected) == same
     assert [file.name for file in (tmp_path / "out").rglob("*model*.safetensors")].count("otter_model.safetensors") == 3
     assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from otter_gguf.config import HeadConfig, InsertionConfig
 from otter_gguf.errors import ConfigError, FileError, MismatchError
-from otter_gguf.training import OtterModel, geometry, insert
+from otter_gguf.training import export_widened, geometry, insert, load, load_widened
 from tests.refusals import refused
 from tests.training.toy import toy_base, toy_folder, toy_otter, toy_tokenizer
 
@@ -53,7 +53,7 @@ def test_computes_the_same_in_an_ordinary_model(tmp_path: Path, changes: dict[st
     model = widenable(base=toy_base(tie_word_embeddings=tied), **changes)
     with torch.no_grad():
         output = model(TOKENS, output_hidden_states=True)
-    model.export_widened(tmp_path)
+    export_widened(model, tmp_path)
     logits, state = run_widened(tmp_path)
     torch.testing.assert_close(logits, output.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(state, output.hidden_states[-1], atol=1e-4, rtol=0)
@@ -63,7 +63,7 @@ def test_computes_the_same_in_an_ordinary_model(tmp_path: Path, changes: dict[st
 
 def test_carries_insertion_heads_and_tokenizer(tmp_path: Path) -> None:
     model = widenable(heads=(HeadConfig("safety", ("a", "b")),))
-    model.export_widened(tmp_path, tokenizer=toy_tokenizer())
+    export_widened(model, tmp_path, tokenizer=toy_tokenizer())
     config = json.loads((tmp_path / "config.json").read_text())
     insertion = InsertionConfig.from_dict(config["otter"]["insertion"])
     assert insertion.state_source == "table"
@@ -92,8 +92,8 @@ def test_carries_insertion_heads_and_tokenizer(tmp_path: Path) -> None:
 
 def test_is_written_in_the_bases_type_unless_told(tmp_path: Path) -> None:
     model = widenable(base=toy_base().to(torch.bfloat16))
-    model.export_widened(tmp_path / "half")
-    model.export_widened(tmp_path / "full", dtype=torch.float32)
+    export_widened(model, tmp_path / "half")
+    export_widened(model, tmp_path / "full", dtype=torch.float32)
     assert LlamaForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == torch.bfloat16
     assert LlamaForCausalLM.from_pretrained(tmp_path / "full", dtype="auto").dtype == torch.float32
 
@@ -102,7 +102,7 @@ def test_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = widenable()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = model.config.to_dict()
-    model.export_widened(tmp_path)
+    export_widened(model, tmp_path)
     assert model.config.to_dict() == config
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -111,11 +111,11 @@ def test_refuses_what_larger_sizes_cannot_say(tmp_path: Path) -> None:
     base = toy_base()
     uneven = insert(base, InsertionConfig(geometry(base), 8, (1, 0, 1), (4, 4, 4)))
     with refused(ConfigError, "sizes", "layer"):
-        uneven.export_widened(tmp_path)
+        export_widened(uneven, tmp_path)
     with refused(ConfigError, "width", "sizes"):
-        toy_otter(width=0, n_head_kv=0, n_ff=0, heads=(HeadConfig(input="base"),)).export_widened(tmp_path)
+        export_widened(toy_otter(width=0, n_head_kv=0, n_ff=0, heads=(HeadConfig(input="base"),)), tmp_path)
     with refused(ConfigError, "Llama", 40, 6):
-        widenable(width=8).export_widened(tmp_path)
+        export_widened(widenable(width=8), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -123,7 +123,7 @@ def test_refuses_to_overwrite_a_checkpoint(tmp_path: Path) -> None:
     toy_base().save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     with refused(FileError, tmp_path, "checkpoint"):
-        widenable().export_widened(tmp_path)
+        export_widened(widenable(), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
@@ -143,8 +143,8 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("tied", [False, True])
 def test_loading_is_the_inverse_of_exporting(tmp_path: Path, changes: dict[str, Any], tied: bool) -> None:
     model = widenable(base=toy_base(tie_word_embeddings=tied), **changes)
-    model.export_widened(tmp_path)
-    loaded = OtterModel.from_widened(tmp_path, toy_base(tie_word_embeddings=tied))
+    export_widened(model, tmp_path)
+    loaded = load_widened(tmp_path, toy_base(tie_word_embeddings=tied))
     assert loaded.insertion == model.insertion
     assert loaded.training_record == model.training_record
     expected = model.inserted_parameters()
@@ -153,17 +153,17 @@ def test_loading_is_the_inverse_of_exporting(tmp_path: Path, changes: dict[str, 
         assert torch.equal(tensor, expected[name]), name
     with torch.no_grad():
         assert torch.equal(loaded.rewards(TOKENS), model.rewards(TOKENS))
-    loaded.export_widened(tmp_path / "again")
+    export_widened(loaded, tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_loads_in_the_type_that_it_was_written_in(tmp_path: Path) -> None:
     model = widenable(base=toy_base().to(torch.bfloat16))
-    model.export_widened(tmp_path / "full", dtype=torch.float32)
-    model.export_widened(tmp_path / "half")
-    full = OtterModel.from_widened(tmp_path / "full", toy_base().to(torch.bfloat16)).inserted_parameters()
-    half = OtterModel.from_widened(tmp_path / "half", toy_base().to(torch.bfloat16)).inserted_parameters()
+    export_widened(model, tmp_path / "full", dtype=torch.float32)
+    export_widened(model, tmp_path / "half")
+    full = load_widened(tmp_path / "full", toy_base().to(torch.bfloat16)).inserted_parameters()
+    half = load_widened(tmp_path / "half", toy_base().to(torch.bfloat16)).inserted_parameters()
     for name, tensor in model.inserted_parameters().items():
         assert torch.equal(full[name], tensor)
         assert torch.equal(half[name], tensor.to(torch.bfloat16).float())
@@ -172,29 +172,29 @@ def test_loads_in_the_type_that_it_was_written_in(tmp_path: Path) -> None:
 def test_finds_its_base_by_the_recorded_name(tmp_path: Path) -> None:
     folder = toy_folder(tmp_path / "base")
     base = LlamaForCausalLM.from_pretrained(folder)
-    widenable(base=base).export_widened(tmp_path / "wide")
-    loaded = OtterModel.from_widened(tmp_path / "wide")
+    export_widened(widenable(base=base), tmp_path / "wide")
+    loaded = load_widened(tmp_path / "wide")
     assert loaded.base_name == str(folder)
     folder.rename(tmp_path / "moved")
     with refused(FileError, folder, tmp_path / "wide", "--base"):
-        OtterModel.from_widened(tmp_path / "wide")
+        load_widened(tmp_path / "wide")
 
 
 def test_a_checkpoint_of_the_converters_form_has_a_table(tmp_path: Path) -> None:
     """Without our note beside the insertion, h'_0 is what the file has: a table."""
     model = widenable()
-    model.export_widened(tmp_path)
+    export_widened(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["otter"] = {"insertion": config["otter"]["insertion"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = OtterModel.from_widened(tmp_path, toy_base())
+    loaded = load_widened(tmp_path, toy_base())
     assert loaded.insertion.state_source == "table"
     with torch.no_grad():
         assert torch.equal(loaded.rewards(TOKENS), model.rewards(TOKENS))
 
 
 def test_all_differences_from_the_base_are_named(tmp_path: Path) -> None:
-    widenable().export_widened(tmp_path)
+    export_widened(widenable(), tmp_path)
     edit_tensors(tmp_path, several_blocks)
     names = (
         "3 tensors",
@@ -203,7 +203,7 @@ def test_all_differences_from_the_base_are_named(tmp_path: Path) -> None:
         *("model.embed_tokens.weight", "1 elements", [7, 32]),
     )
     with refused(MismatchError, *names):
-        OtterModel.from_widened(tmp_path, toy_base())
+        load_widened(tmp_path, toy_base())
 
 
 def several_blocks(tensors: dict[str, Tensor]) -> None:
@@ -214,11 +214,11 @@ def several_blocks(tensors: dict[str, Tensor]) -> None:
 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
-    widenable().export_widened(tmp_path)
+    export_widened(widenable(), tmp_path)
     with refused(MismatchError, tmp_path, "30 tensors"):
-        OtterModel.from_widened(tmp_path, toy_base(seed=1))
+        load_widened(tmp_path, toy_base(seed=1))
     with refused(MismatchError, "n_layer", 3, 2):
-        OtterModel.from_widened(tmp_path, toy_base(num_hidden_layers=2))
+        load_widened(tmp_path, toy_base(num_hidden_layers=2))
 
 
 def wrong_tensors(tensors: dict[str, Tensor]) -> None:
@@ -245,7 +245,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], tuple[object, ...]]] = [
     (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), ("header",)),
     (
         lambda folder: edit_tensors(folder, wrong_tensors),
-        ("3 tensors", "model.norm.weight", "extra.weight", "heads.reward.otter.bias", (2,), (1,)),
+        ("3 tensors", "model.norm.weight", "extra.weight", "heads.reward.otter.bias", [2], [1]),
     ),
     (lambda folder: edit_tensors(folder, not_finite), ("model.norm.otter.weight", "finite")),
 ]
@@ -254,14 +254,26 @@ DAMAGES: list[tuple[Callable[[Path], Any], tuple[object, ...]]] = [
 @pytest.mark.parametrize("case", range(len(DAMAGES)))
 def test_refuses_damage_in_one_line(tmp_path: Path, case: int) -> None:
     damage, names = DAMAGES[case]
-    widenable().export_widened(tmp_path)
-    OtterModel.from_widened(tmp_path, toy_base())
+    export_widened(widenable(), tmp_path)
+    load_widened(tmp_path, toy_base())
     damage(tmp_path)
     with refused(FileError, *names):
-        OtterModel.from_widened(tmp_path, toy_base())
+        load_widened(tmp_path, toy_base())
 
 
 def test_an_ordinary_checkpoint_is_no_widened_one(tmp_path: Path) -> None:
     toy_base().save_pretrained(tmp_path)
     with refused(FileError, "config.json", "'otter'"):
-        OtterModel.from_widened(tmp_path, toy_base())
+        load_widened(tmp_path, toy_base())
+
+
+def test_load_finds_out_which_form_a_folder_has(tmp_path: Path) -> None:
+    model = widenable()
+    export_widened(model, tmp_path / "wide")
+    model.save_pretrained(tmp_path / "adapter")
+    for name in ("wide", "adapter"):
+        found = load(tmp_path / name, toy_base()).inserted_parameters()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in model.inserted_parameters().items())
+    toy_base().save_pretrained(tmp_path / "base")
+    with refused(FileError, tmp_path / "base" / "otter_config.json"):
+        load(tmp_path / "base", toy_base())

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import ConfigError
+from ...train_options import TrainOptions
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """How rows become token ids, and which rewards they may train."""
 
-    max_length: int = 1024
+    max_length: int = TrainOptions.max_length
     """Tokens of prompt and response. Longer responses lose their ends; a prompt that leaves them less than half loses
     its beginning."""
-    append_eos: bool = True
+    append_eos: bool = TrainOptions.append_eos
     """End each response with the end-of-text token (unless cut), so that the reward of stopping is trained too. Texts
     in steps have labels of their own and stay as they are."""
     step_separator: str = "\n"
