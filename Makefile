@@ -74,7 +74,7 @@ lint: $(VENV)/.test ## ruff, mypy --strict, layers of imports, and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.layers
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(VENV)/.test ## format Python and C++ as lint expects it
