@@ -289,3 +289,26 @@ def test_a_text_that_nobody_asks_for_gives_way_and_says_so() -> None:
         llm.score("b")
         with refused(ConfigError, "stream"):
             list(chunks)
+
+
+def test_a_text_that_gave_way_says_so_also_where_another_is_abandoned_at_once() -> None:
+    """Both give way to the saved state; the end of the second one may not make the engine forget the first."""
+    with open_exact(n_ctx=64, n_seq_max=4) as llm:
+        llm.create_completion("c", max_tokens=1)
+        state = llm.save_state()
+        first = llm.create_completion("a", max_tokens=20, temperature=0, stream=True)  # its prompt is fed, no more
+        second = llm.create_completion("b", max_tokens=20, temperature=0, stream=True)
+        next(second)
+        llm.load_state(state)
+        second.close()  # type: ignore[attr-defined]
+        ends: list[BaseException] = []
+
+        def follow() -> None:
+            with pytest.raises(ConfigError) as found:
+                list(first)
+            ends.append(found.value)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert len(ends) == 1, "it waits for a text that the engine no longer has"

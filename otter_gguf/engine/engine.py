@@ -335,24 +335,22 @@ class Engine:
         while self._abandoned:
             self._end(self._abandoned[0], keep=True)
             self._abandoned.popleft()
-        for job in [job for job in self._jobs if job.is_over]:
-            job.release(keep=True)
-            job.tell()
-            self._jobs.remove(job)
+        self._forget_over()
 
     def _end(self, handle: Handle, *, keep: bool) -> None:
         for job in (*self._jobs, *self._waiting):
             if job.handle is handle:
                 job.finish(keep=keep)
-                job.tell()
-        self._jobs = [job for job in self._jobs if not job.is_over]
-        self._forget_waiting()
+        self._forget_over()
 
-    def _forget_waiting(self) -> None:
-        """Those that are over. In place: another thread may submit meanwhile."""
-        for job in list(self._waiting):
-            if job.is_over:
+    def _forget_over(self) -> None:
+        """Let go of the texts that are over. Each says so first: whoever follows it would else wait for ever."""
+        for job in [job for job in (*self._jobs, *self._waiting) if job.is_over]:
+            job.release(keep=True)
+            job.tell()
+            if job in self._waiting:  # in place: another thread may submit meanwhile
                 self._waiting.remove(job)
+        self._jobs = [job for job in self._jobs if not job.is_over]
 
     def _recover(self) -> None:
         """An exception came out of a step, from anywhere: the texts that were in it are over, but for those that had
@@ -362,8 +360,7 @@ class Engine:
             job.break_off(EngineError(f"{self.session.path}: the text ended, because a step of it was interrupted"))
         for session in {session for job in broken for session in job.needs}:
             session.streams.recover(broken)
-        self._jobs = [job for job in self._jobs if not job.is_over]
-        self._forget_waiting()
+        self._forget_over()
         self._in_step = []
 
 
