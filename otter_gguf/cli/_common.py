@@ -114,7 +114,7 @@ def add_options(group: argparse._ArgumentGroup, options: type, leave_out: tuple[
             type=_parser_of(hints[field.name]),
             choices=allowed or None,
             metavar="TYPE" if len(allowed) > 4 else None if allowed else "N",
-            help=text if field.default in ((), None) else f"{text} (default: {field.default})",
+            help=text if field.default in ((), None, "") else f"{text} (default: {field.default})",
         )
 
 

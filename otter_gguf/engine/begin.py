@@ -23,7 +23,7 @@ from .readers import AuxiliaryReader, RewardReader, check_reward_model, labels_b
 from .request import Guidance, Request, sequences_needed
 from .samplers import make_sampler, seed_of
 from .search import BranchReader, Workspace
-from .text import Text, plain
+from .text import Text, Top, plain
 
 What = Literal["rewards", "log_probabilities"]
 
@@ -161,6 +161,9 @@ class _Beginning:
     async def _prefill(self, job: Job, request: Request, stream: Stream) -> Float32:
         """All of the prompt but its last token; the rewards of these, if they are asked for."""
         pool, head = job.session.streams, request.prompt[:-1]
+        if request.prompt_logprobs is not None:
+            job.handle.prompt_logprobs.clear()  # it may have been put back
+            return await Prefill(pool, [(stream, head)], "logits", partial(_note_next, job.handle, request))
         if request.prompt_rewards:
             return await Prefill(pool, [(stream, head)], "rewards")
         leader, count = self._leader(job)
@@ -225,3 +228,10 @@ class _Beginning:
         work = Workspace(text, _own_labels(job.session, request), readers, seed)
         job.last_piece = work.finish
         return partial(search.run, work)
+
+
+def _note_next(handle: Handle, request: Request, position: int, logits: Float32) -> None:
+    """How likely the prompt's next token was; the first one follows nothing."""
+    top = Top(logits, request.prompt_logprobs or 0)
+    chosen = top.chosen(np.asarray([request.prompt[position + 1]], np.int32))
+    handle.prompt_logprobs.append(top.logprobs_for(float(chosen[0])))
