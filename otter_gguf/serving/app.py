@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -26,7 +26,21 @@ from .answers import DONE, FINGERPRINT, Answer, RefusedError, dumps, event
 from .async_otter import AsyncOtter, Call
 from .describe import Metrics, openapi, properties
 from .options import ServerOptions
-from .requests import Asked, Field, Json, Limits, checked, read_json, read_request
+from .requests import (
+    DETOKENIZE,
+    POOLING,
+    RERANK,
+    SCORE,
+    TEMPLATE,
+    TOKENIZE,
+    Asked,
+    Field,
+    Json,
+    Limits,
+    checked,
+    read_json,
+    read_request,
+)
 from .streaming import EventResponse, events, merged, told, unless_gone
 
 PAGE = Path(__file__).parent / "page"
@@ -108,7 +122,7 @@ class Service:
             try:
                 result = await handler(self, read_json(await self._body(request)), request)
                 response = _respond(result)
-            except ConnectionError:  # nobody is there to read it
+            except (ConnectionError, ClientDisconnect):  # nobody is there to read it
                 response = Response(status_code=499)
             except Exception as error:
                 code, body = told(error)
@@ -174,6 +188,8 @@ class Service:
         return await self._texts(read_request(body, is_chat=True, limits=self.limits), request)
 
     async def _texts(self, asked: Asked, request: Request) -> Any:
+        if not self.model.llm.reward_labels and (asked.return_tokens or asked.as_logprobs):
+            raise ConfigError("return_tokens and as_logprobs need a model that predicts rewards")
         work, response = self._admit(request, asked.n_texts), None
         seconds = self.options.timeout or None
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -378,37 +394,6 @@ class Service:
             await asyncio.sleep(0.02)
         self.model.driver.cut(RefusedError(503, "unavailable_error", "the server is ending"))
 
-
-def _field(types: str, text: str) -> Field:
-    return Field(tuple(types.split()), text)
-
-
-RERANK = {
-    "query": _field("string", "what stands before each document"),
-    "documents": _field("array", "texts to compare"),
-    "top_n": _field("integer", "give so many, best first"),
-    "return_documents": _field("boolean", "also the texts"),
-    "label": _field("string", "which reward; the first one if not given"),
-}
-SCORE = {
-    "text_1": _field("string array", "one text, or as many as text_2"),
-    "text_2": _field("string array", "texts to score as responses"),
-    "queries": _field("string array", "as text_1"),
-    "documents": _field("string array", "as text_2"),
-    "label": _field("string", "which reward; the first one if not given"),
-}
-POOLING = {
-    "input": _field("string array", "a text, its tokens, or several of either"),
-    "task": _field("string", "token_classify"),
-}
-TOKENIZE = {
-    "content": _field("string", "the text"),
-    "add_special": _field("boolean", "with the token that begins a text"),
-    "parse_special": _field("boolean", "read <|...|> as the token of that name"),
-    "with_pieces": _field("boolean", "also the text of each token, or its bytes"),
-}
-DETOKENIZE = {"tokens": _field("array", "ids")}
-TEMPLATE = {"messages": _field("array", "the conversation"), "tools": _field("array", "functions that may be called")}
 
 ROUTES: tuple[tuple[tuple[str, ...], bool, Any], ...] = (
     (("/v1/chat/completions", "/chat/completions"), True, Service.chat),

@@ -55,6 +55,10 @@ class Field:
     """The argument of Otter's methods that it is as it stands."""
 
 
+def _named(types: str, text: str) -> Field:
+    return Field(tuple(types.split()), text)
+
+
 def _same(types: str, text: str, argument: str) -> Field:
     return Field(tuple(types.split()), text, argument)
 
@@ -99,6 +103,32 @@ OTTER: Mapping[str, Field] = {
     "reward_model": Field(("string",), "alias of the model whose rewards guide in the place of this one's"),
     "as_logprobs": Field(("boolean",), "rewards as entries <|reward:LABEL|> of top_logprobs, for clients without more"),
 }
+RERANK = {
+    "query": _named("string", "what stands before each document"),
+    "documents": _named("array", "texts to compare"),
+    "top_n": _named("integer", "give so many, best first"),
+    "return_documents": _named("boolean", "also the texts"),
+    "label": _named("string", "which reward; the first one if not given"),
+}
+SCORE = {
+    "text_1": _named("string array", "one text, or as many as text_2"),
+    "text_2": _named("string array", "texts to score as responses"),
+    "queries": _named("string array", "as text_1"),
+    "documents": _named("string array", "as text_2"),
+    "label": _named("string", "which reward; the first one if not given"),
+}
+POOLING = {
+    "input": _named("string array", "a text, its tokens, or several of either"),
+    "task": _named("string", "token_classify"),
+}
+TOKENIZE = {
+    "content": _named("string", "the text"),
+    "add_special": _named("boolean", "with the token that begins a text"),
+    "parse_special": _named("boolean", "read <|...|> as the token of that name"),
+    "with_pieces": _named("boolean", "also the text of each token, or its bytes"),
+}
+DETOKENIZE = {"tokens": _named("array", "ids")}
+TEMPLATE = {"messages": _named("array", "the conversation"), "tools": _named("array", "functions that may be called")}
 SAMPLING = {one.name: one for one in dataclasses.fields(SamplingOptions)}
 
 

@@ -405,6 +405,17 @@ def test_tokens(llm: Otter, client: Client) -> None:
         assert client.post("/detokenize", {"tokens": wrong}).error == "invalid_request_error"
 
 
+def test_a_plain_model_has_no_rewards() -> None:
+    with Otter(pair().base, n_ctx=512, n_threads=1) as plain, serving(plain) as client:
+        assert choice_of(client.complete(prompt="a", max_tokens=3, seed=1, logprobs=1))["rewards"] is None
+        assert client.post("/v1/completions", {"prompt": "a", "stream": True, "max_tokens": 3}).events[-1] == "[DONE]"
+        for otter in ({"guidance": "args"}, {"as_logprobs": True}):
+            reply = client.post("/v1/completions", {"prompt": "a", "logprobs": 1, "otter": otter})
+            assert reply.error == "invalid_request_error"
+        for path, body in (("/v1/rerank", {"query": "a", "documents": ["b"]}), ("/pooling", {"input": "a"})):
+            assert client.post(path, body).error == "invalid_request_error"
+
+
 # ---- chat ------------------------------------------------------------------------------------------------------------
 
 MESSAGES = [{"role": "user", "content": "hi"}]
