@@ -14,7 +14,6 @@ from otter_gguf import ARGS, CARDS, BestOfN, ConfigError, DExperts, EngineError,
 from otter_gguf.context.session import sessions_by_name
 from otter_gguf.context.streams import Stream
 from otter_gguf.engine import Handle, News, Request
-from otter_gguf.engine.begin import What
 from otter_gguf.guidance.threshold import Threshold
 from otter_gguf.options import SamplingOptions
 from tests.completions import choice_of, joined, tokens_of, without_end
@@ -299,11 +298,11 @@ def test_texts_that_are_read_together_are_those_of_single_readings(llm: Otter, j
     tokens = llm.tokenize(TEXT * 4, special=True)
     texts = [tokens[begin : begin + length] for begin, length in ((0, 90), (3, 1), (7, 200), (0, 64), (20, 3))]
     for what in ("rewards", "log_probabilities"):
-        singles = [llm.engine.read([text], what)[0] for text in texts]  # type: ignore[arg-type]
-        for single, together in zip(singles, llm.engine.read(texts, what), strict=True):  # type: ignore[arg-type]
+        singles = [llm.engine.read([text], what)[0] for text in texts]
+        for single, together in zip(singles, llm.engine.read(texts, what), strict=True):
             np.testing.assert_allclose(together, single, atol=1e-4)
         running = llm.engine.submit([Request(tokens[:40], SamplingOptions(temperature=0), max_tokens=12)])
-        reading = llm.engine.submit_reading(texts, what)  # type: ignore[arg-type]
+        reading = llm.engine.submit_reading(texts, what)
         run(llm, [*running, *reading])
         for single, handle in zip(singles, reading, strict=True):
             assert handle.result is not None
