@@ -305,9 +305,10 @@ class StreamPool:
         self.context.decode(*_batch_of([(stream, tokens)]), every, rewards=self.n_rewards > 0)
         self._has_logits = True
         stream.tokens += tokens
-        stream.logits, stream.row = _NO_LOGITS, -1
-        for place, row in enumerate(self.context.logits(), begin):
+        logits = self.context.logits()
+        for place, row in enumerate(logits, begin):
             visit(place, row)
+        stream.logits, stream.row = logits[-1].copy(), -1
         rewards = self.context.rewards() if self.n_rewards else np.empty((len(tokens), 0), np.float32)
         stream.rewards = rewards[-1]
         self.last = stream

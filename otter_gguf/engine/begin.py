@@ -163,7 +163,9 @@ class _Beginning:
         pool, head = job.session.streams, request.prompt[:-1]
         if request.prompt_logprobs is not None:
             job.handle.prompt_logprobs.clear()  # it may have been put back
-            return await Prefill(pool, [(stream, head)], "logits", partial(_note_next, job.handle, request))
+            all_at_once = request.prompt if self.guidance is None else head  # then the last one is fed here already
+            visit = partial(_note_next, job.handle, request)
+            return (await Prefill(pool, [(stream, all_at_once)], "logits", visit))[: len(head)]
         if request.prompt_rewards:
             return await Prefill(pool, [(stream, head)], "rewards")
         leader, count = self._leader(job)
@@ -185,6 +187,8 @@ class _Beginning:
 
     async def _feed_last(self, text: Text, *beside: tuple[Stream, Int32]) -> None:
         """The prompt's last token, whose logits and rewards are wanted."""
+        if len(text.stream.tokens) == len(text.request.prompt):
+            return
         if not await text.append(text.request.prompt[-1], *beside):
             raise ContextFullError(
                 f"the KV cache of {text.session.context.n_ctx} tokens has no room for a prompt of "
@@ -232,6 +236,8 @@ class _Beginning:
 
 def _note_next(handle: Handle, request: Request, position: int, logits: Float32) -> None:
     """How likely the prompt's next token was; the first one follows nothing."""
+    if position + 1 == len(request.prompt):
+        return
     top = Top(logits, request.prompt_logprobs or 0)
     chosen = top.chosen(np.asarray([request.prompt[position + 1]], np.int32))
     handle.prompt_logprobs.append(top.logprobs_for(float(chosen[0])))

@@ -128,7 +128,7 @@ def test_a_cancelled_task_ends_its_text_within_a_step(llm: Otter) -> None:
     endless: dict[str, Any] = {"prompt": TEXT, "max_tokens": 400, "logit_bias": without_end(llm)}
 
     async def use(model: AsyncOtter) -> None:
-        for index in range(20):
+        for index in range(50):
             n_begun = llm.context.timing()["calls"]
             if index % 2:
                 task = asyncio.ensure_future(model.create_completion(**endless))

@@ -316,7 +316,7 @@ def test_other_pages_and_names_are_refused(llm: Otter, client: Client) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_place(llm: Otter, client: Client) -> None:
-    for index in range(20):
+    for index in range(50):
         body = {"prompt": TEXT, "max_tokens": 4000, "ignore_eos": True, "stream": index % 2 == 0}
         connection = client.send("POST", "/v1/completions", body)
         if index % 2 == 0:
