@@ -23,6 +23,8 @@ from otter_gguf import Otter
 from otter_gguf.cli._colour import HIGH, LOW, MIDDLE, RewardScale, colour_at
 from otter_gguf.demo import demo_files
 from otter_gguf.serving.app import PAGE
+from tests.completions import chat_pair
+from tests.guidance.reference import open_exact
 from tests.serving.served import Client, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -119,6 +121,28 @@ def test_two_texts_from_one_seed(demo: Client, browser: Any) -> None:
     assert {url.split("/")[2] for url in asked if not url.startswith(("blob:", "data:"))} == {f"127.0.0.1:{demo.port}"}
     _look(page)
     page.close()
+
+
+def test_a_conversation_goes_on(browser: Any) -> None:
+    with open_exact(chat_pair(), n_ctx=2048) as llm, serving(llm) as client:
+        page = browser.new_page()
+        page.goto(client.url)
+        until(
+            page, "document.querySelector('#rule').value === 'args' && document.querySelector('#mode').value === 'chat'"
+        )
+        page.fill("#tokens", "6")
+        for turn, words in enumerate(("hi", "and then?"), 1):
+            page.fill("#prompt", words)
+            page.click("#go")
+            prompts = "document.querySelectorAll('#plain .prompt').length"
+            until(page, f"!document.querySelector('#go').disabled && {prompts} === {turn}")
+            assert page.locator("#error").text_content() == ""
+        shown = page.locator("#plain .text").text_content() or ""
+        assert shown.startswith("youhimodel")
+        assert "youand then?model" in shown
+        page.click("#clear")
+        assert page.locator("#plain .text").text_content() == ""
+        page.close()
 
 
 def test_stop_stops(demo: Client, browser: Any) -> None:
