@@ -89,6 +89,7 @@ class Service:
         self.model, self.options, self.models = model, options or ServerOptions(), dict(models or {})
         llm = model.llm
         self.name = self.options.alias or Path(llm.model_path).name
+        self._names = {llm.model_path: self.name, **{other.model_path: alias for alias, other in self.models.items()}}
         self.metrics = Metrics()
         self.under_way: dict[int, Work] = {}
         self.is_ending = False
@@ -120,21 +121,27 @@ class Service:
         async def endpoint(request: Request) -> Response:
             headers: Mapping[str, str] = {}
             try:
-                result = await handler(self, read_json(await self._body(request)), request)
-                response = _respond(result)
+                body = await asyncio.wait_for(self._body(request), self.options.timeout or None)
+                response = _respond(await handler(self, read_json(body), request))
             except (ConnectionError, ClientDisconnect):  # nobody is there to read it
                 response = Response(status_code=499)
             except Exception as error:
-                code, body = told(error)
+                answer = self._told(error)
                 headers = error.headers if isinstance(error, RefusedError) else {}
-                if isinstance(error, ContextFullError):
-                    body["error"]["n_ctx"] = self.model.llm.n_ctx
-                    body["error"]["n_prompt_tokens"] = error.n_tokens
-                response = _respond(body, code, headers)
+                response = _respond(answer, answer["error"]["code"], headers)
             self.metrics.answered(request.url.path, response.status_code)
             return response
 
         return endpoint
+
+    def _told(self, error: Exception) -> Json:
+        """What a client is told of an error: files are called by the names that they have here."""
+        body = told(error)[1]
+        for path, name in self._names.items():
+            body["error"]["message"] = body["error"]["message"].replace(path, name)
+        if isinstance(error, ContextFullError):
+            body["error"] |= {"n_ctx": self.model.llm.n_ctx, "n_prompt_tokens": error.n_tokens}
+        return body
 
     def _page(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         data = (PAGE / name).read_bytes()
@@ -197,7 +204,7 @@ class Service:
             work.calls = calls = await unless_gone(request, self._begin(asked), seconds)
             answer = Answer(asked, calls, self.name)
             if asked.stream:
-                response = EventResponse(events(self._events(answer), deadline), partial(self._leave, work))
+                response = EventResponse(events(self._events(answer), deadline, self._told), partial(self._leave, work))
                 return response
             left = None if deadline is None else deadline - asyncio.get_running_loop().time()
             results = await unless_gone(request, self._wholes(calls), left)

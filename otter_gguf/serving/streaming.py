@@ -53,10 +53,15 @@ class EventResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def events(chunks: AsyncGenerator[bytes, None], deadline: float | None) -> AsyncGenerator[bytes, None]:
+async def events(
+    chunks: AsyncGenerator[bytes, None], deadline: float | None, tell: Callable[[Exception], dict[str, Any]]
+) -> AsyncGenerator[bytes, None]:
     """The events with comments where they take long; an error is the last event.
 
-    ``deadline``: by the event loop's clock; None = any time.
+    Args:
+        chunks: The events.
+        deadline: When they must be over, by the event loop's clock; None = any time.
+        tell: What is sent of an error.
     """
     clock = asyncio.get_running_loop().time
     part: asyncio.Future[bytes] | None = None
@@ -77,7 +82,7 @@ async def events(chunks: AsyncGenerator[bytes, None], deadline: float | None) ->
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:
-        yield event(told(error)[1])
+        yield event(tell(error))
     finally:
         if part is not None:
             await _cancel(part)
@@ -131,7 +136,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T], seconds: 
 
 def told(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body of an error; what nobody expected is logged."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         message = "the request took longer than this server allows (--timeout)"
         return 504, {"error": {"code": 504, "message": message, "type": "timeout_error"}}
     code, body = error_of(error)

@@ -498,8 +498,11 @@ def test_functions_can_be_called(chat: Client) -> None:
     assert chat.post("/v1/chat/completions", {"messages": MESSAGES, "tools": TOOLS}).error == "invalid_request_error"
 
 
-def test_a_model_without_a_template_says_so(client: Client) -> None:
-    assert client.post("/v1/chat/completions", {"messages": MESSAGES}).error == "invalid_request_error"
+def test_a_model_without_a_template_says_so(llm: Otter, client: Client) -> None:
+    reply = client.post("/v1/chat/completions", {"messages": MESSAGES})
+    assert reply.error == "invalid_request_error"
+    assert reply.json["error"]["message"].startswith("toy ")
+    assert str(llm.model_path) not in reply.data.decode()
 
 
 # ---- about the server ------------------------------------------------------------------------------------------------
