@@ -125,7 +125,8 @@ class Answer:
         }
 
     def _tells_timings(self, choices: Sequence[Json]) -> bool:
-        return self.asked.timings_per_token or any(choice["finish_reason"] for choice in choices)
+        is_begin = any("role" in choice.get("delta", ()) for choice in choices)
+        return (self.asked.timings_per_token and not is_begin) or any(choice["finish_reason"] for choice in choices)
 
     def last_chunk(self) -> Json:
         """The event with the counts alone."""

@@ -262,19 +262,25 @@ class Service:
         self.metrics.n_prompt += sum(len(score.tokens) for score in scores)
         return scores
 
-    async def rerank(self, body: Json, request: Request) -> Json:
+    async def rerank(self, body: Json, request: Request) -> Any:
         """``/v1/rerank``: documents by the reward that each has as the response to the query."""
         given = checked(body, RERANK)
-        query, documents = given.get("query"), _strings("documents", given.get("documents"))
+        query, documents = given.get("query"), _strings("documents", given.get("documents", given.get("texts")))
         if query is None:
             raise ConfigError("query is missing")
         scores = await self._scores([(query, document) for document in documents], request)
         results = ranked(scores, documents, given.get("label"), given.get("top_n"))
-        shown_results: list[Any] = [
+        if "texts" in given:  # the shape of text-embeddings-inference
+            text = [{"text": one["document"]} if given.get("return_text") else {} for one in results]
+            return [
+                {"index": one["index"], "score": one["relevance_score"], **more}
+                for one, more in zip(results, text, strict=True)
+            ]
+        kept: list[Any] = [
             one if given.get("return_documents") else {key: one[key] for key in ("index", "relevance_score")}
             for one in results
         ]
-        return {"model": self.name, "object": "list", "usage": _usage(scores), "results": shown_results}
+        return {"model": self.name, "object": "list", "usage": _usage(scores), "results": kept}
 
     async def score(self, body: Json, request: Request) -> Json:
         """``/score``: the reward of each second text as the response to the first, as vLLM's."""

@@ -108,6 +108,8 @@ RERANK = {
     "documents": _named("array", "texts to compare"),
     "top_n": _named("integer", "give so many, best first"),
     "return_documents": _named("boolean", "also the texts"),
+    "texts": _named("array", "as documents, with the answer of text-embeddings-inference"),
+    "return_text": _named("boolean", "also the texts, in that answer"),
     "label": _named("string", "which reward; the first one if not given"),
 }
 SCORE = {

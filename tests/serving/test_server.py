@@ -369,6 +369,8 @@ def test_documents_are_ranked(llm: Otter, client: Client) -> None:
         np.testing.assert_allclose(
             [one["relevance_score"] for one in answer["results"]], sorted(rewards)[::-1], atol=1e-4
         )
+    tei = client.post("/rerank", {"query": "The otter", "texts": documents, "return_text": True, "top_n": 2}).json
+    assert [(one["index"], one["text"]) for one in tei] == [(index, documents[index]) for index in order[:2]]
     top = client.post(
         "/v1/rerank", {"query": "The otter", "documents": documents, "top_n": 1, "return_documents": True}
     )
