@@ -161,6 +161,23 @@ def test_where_nothing_runs_beside_it_a_prompt_is_fed_at_once() -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------
 
 
+def test_for_callers_who_come_and_go_every_prompt_is_fed_in_pieces() -> None:
+    with open_exact(n_ubatch=32, n_ctx=512) as llm:
+        tokens = llm.tokenize(TEXT * 5, special=True)[:200]
+        (whole,) = llm.engine.submit([Request(tokens, SamplingOptions(temperature=0), max_tokens=4)])
+        expected = tokens_by_text([whole], run(llm, [whole]))
+        llm.engine.in_pieces = True
+        (handle,) = llm.engine.submit([Request(tokens, SamplingOptions(temperature=0), max_tokens=4)])
+        n_steps = 0
+        while handle.prompt_rewards is None:
+            before = llm.context.timing()["tokens"]
+            llm.engine.step()
+            assert llm.context.timing()["tokens"] - before <= 34
+            n_steps += 1
+        assert n_steps == 7
+        assert tokens_by_text([handle], [*handle.news, *run(llm, [handle])]) == expected
+
+
 def test_the_error_of_one_text_is_not_the_others(llm: Otter) -> None:
     def fail(tokens: Any, logits: Any) -> Any:
         raise ZeroDivisionError

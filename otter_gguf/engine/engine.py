@@ -42,6 +42,9 @@ class Engine:
 
     def __init__(self, session: Session) -> None:
         self.session, self.streams = session, session.streams
+        self.in_pieces = False
+        """Whether prompts are fed in pieces also where no text is running: for a thread that does steps for callers who
+        come and go."""
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job] = []
         self._abandoned: deque[Handle] = deque()
@@ -286,6 +289,8 @@ class Engine:
                 if any(job.feed(self.streams) for job in running):
                     return  # texts that will end and make room
                 self._put_back(running, *full[-1])
+            elif self.in_pieces:
+                return  # somebody may have come meanwhile
 
     def _put_back(self, running: Sequence[Job], prefill: Prefill, error: ContextFullError) -> None:
         """Several prompts hold what one of them needs: let the last one begin anew, when others are over. A single one
@@ -302,7 +307,8 @@ class Engine:
     def _prefill(self, pool: StreamPool, prefills: Sequence[Prefill]) -> list[tuple[Prefill, ContextFullError]]:
         """At most ``n_ubatch`` tokens of them; all where no text is running beside them. Those for which the cache has
         no room."""
-        room, full = pool.context.n_ubatch if self._is_busy() else None, []
+        in_pieces = self._is_busy() or (self.in_pieces and pool is self.streams)
+        room, full = pool.context.n_ubatch if in_pieces else None, []
         for _, group in groupby(prefills, key=lambda prefill: prefill.read):
             together = list(group)
             if _try_prefill(pool, together, room) is None:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .._logging import logger
 from ..engine import Engine, Handle, News
@@ -29,6 +30,7 @@ class Following:
         self.loop = asyncio.get_running_loop()
         self._driver = driver
         self._news: list[News] = []
+        self._error: Exception | None = None
         self._is_over = False
         self._changed = asyncio.Event()
 
@@ -39,9 +41,9 @@ class Following:
             await self._changed.wait()
         news, self._news = self._news, []
         if not news:
-            for handle in self.handles:
-                if handle.error is not None:
-                    raise handle.error
+            for error in (self._error, *(handle.error for handle in self.handles)):
+                if error is not None:
+                    raise error
         return news
 
     def take(self, news: list[News], is_over: bool) -> None:
@@ -49,6 +51,11 @@ class Following:
         self._news += news
         self._is_over = is_over
         self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        """From the driver; in the event loop."""
+        self._error = error
+        self.take([], True)
 
     def close(self) -> None:
         """Nobody asks any more: what is not over ends before the next step."""
@@ -60,6 +67,7 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        engine.in_pieces = True
         self._followed: list[Following] = []
         self._changed = threading.Condition()
         self._has_changed = self._is_closing = False
@@ -86,13 +94,15 @@ class Driver:
             self._wake()
 
     def cut(self, error: Exception) -> None:
-        """End all texts by an error."""
+        """End all texts by an error, which their callers get at once, also in the middle of a step."""
         with self._changed:
-            for following in self._followed:
-                for handle in following.handles:
-                    handle.error = handle.error if handle.done else error
+            followed, self._followed = self._followed, []
+            for following in followed:
                 self._engine.abandon(following.handles)
             self._wake()
+        for following in followed:
+            with suppress(RuntimeError):  # the event loop is closed
+                following.loop.call_soon_threadsafe(following.fail, error)
 
     def close(self) -> None:
         """End all texts and the thread. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,8 @@ import uvicorn
 
 from .app import Service
 from .options import ServerOptions
+
+_CLOSE_SECONDS = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -56,7 +59,10 @@ def serve(service: Service) -> None:
         try:
             await server.serve([listening])
         finally:
-            await service.model.close()
+            try:
+                await asyncio.wait_for(service.model.close(), _CLOSE_SECONDS)
+            except asyncio.TimeoutError:
+                os._exit(0)  # all have been told; a step under way cannot be broken off
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn's own while it serves; it raises them once more behind that
