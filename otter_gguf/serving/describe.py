@@ -136,10 +136,7 @@ def openapi(routes: Sequence[tuple[str, bool, str]], fields: Mapping[str, Mappin
 
 
 def _schemas(fields: Mapping[str, Field]) -> Json:
-    return {
-        name: {"type": one.types[0] if len(one.types) == 1 else list(one.types), "description": one.text}
-        for name, one in fields.items()
-    }
+    return {name: {"type": one.types.split(), "description": one.text} for name, one in fields.items()}
 
 
 def _option(one: Any) -> Json:

@@ -48,89 +48,86 @@ HARMLESS = frozenset(
 class Field:
     """A field of a request."""
 
-    types: tuple[str, ...]
+    types: str
+    """JSON's, with spaces between them."""
     text: str
     """What it says, for /openapi.json."""
     argument: str | None = None
     """The argument of Otter's methods that it is as it stands."""
 
 
-def _named(types: str, text: str) -> Field:
-    return Field(tuple(types.split()), text)
-
-
-def _same(types: str, text: str, argument: str) -> Field:
-    return Field(tuple(types.split()), text, argument)
-
-
 SHARED: Mapping[str, Field] = {
-    "max_tokens": _same("integer", "tokens at most; -1 = until the context is full", "max_tokens"),
-    "n_predict": _same("integer", "as max_tokens", "max_tokens"),
-    "stop": _same("string array", "end before any of these texts", "stop"),
-    "cache_prompt": _same("boolean", "reuse what the cache holds of the prompt", "cache_prompt"),
-    "n_keep": _same("integer", "first tokens that a context shift leaves in place", "n_keep"),
-    "n": Field(("integer",), "answers to each prompt, with seeds that follow each other"),
-    "stream": Field(("boolean",), "send the text as server-sent events"),
-    "stream_options": Field(("object",), '{"include_usage": true}: a last event with the counts of tokens'),
-    "timings_per_token": Field(("boolean",), "timings in every event of a stream"),
-    "t_max_predict_ms": Field(("number",), "milliseconds after which a text ends with finish_reason length"),
-    "ignore_eos": Field(("boolean",), "no end before max_tokens"),
-    "return_tokens": Field(("boolean",), "also the ids of the tokens, as choices[].tokens"),
-    "otter": Field(("object",), "rewards and guidance, see the schema Otter"),
+    "max_tokens": Field("integer", "tokens at most; -1 = until the context is full", "max_tokens"),
+    "n_predict": Field("integer", "as max_tokens", "max_tokens"),
+    "stop": Field("string array", "end before any of these texts", "stop"),
+    "cache_prompt": Field("boolean", "reuse what the cache holds of the prompt", "cache_prompt"),
+    "n_keep": Field("integer", "first tokens that a context shift leaves in place", "n_keep"),
+    "n": Field("integer", "answers to each prompt, with seeds that follow each other"),
+    "stream": Field("boolean", "send the text as server-sent events"),
+    "stream_options": Field("object", '{"include_usage": true}: a last event with the counts of tokens'),
+    "timings_per_token": Field("boolean", "timings in every event of a stream"),
+    "t_max_predict_ms": Field("number", "milliseconds after which a text ends with finish_reason length"),
+    "ignore_eos": Field("boolean", "no end before max_tokens"),
+    "return_tokens": Field("boolean", "also the ids of the tokens, as choices[].tokens"),
+    "otter": Field("object", "rewards and guidance, see the schema Otter"),
 }
 COMPLETION: Mapping[str, Field] = {
-    "prompt": Field(("string", "array"), "a text, its tokens, or several of either"),
-    "echo": _same("boolean", "the prompt before the text; with logprobs also its log-probabilities", "echo"),
-    "logprobs": _same("integer", "log-probabilities of the tokens and of this many most likely ones", "logprobs"),
-    "n_probs": _same("integer", "as logprobs", "logprobs"),
-    "suffix": Field(("string",), "not supported: must be empty"),
-    "best_of": Field(("integer",), "must be n"),
+    "prompt": Field("string array", "a text, its tokens, or several of either"),
+    "echo": Field("boolean", "the prompt before the text; with logprobs also its log-probabilities", "echo"),
+    "logprobs": Field("integer", "log-probabilities of the tokens and of this many most likely ones", "logprobs"),
+    "n_probs": Field("integer", "as logprobs", "logprobs"),
+    "suffix": Field("string", "not supported: must be empty"),
+    "best_of": Field("integer", "must be n"),
 }
 CHAT: Mapping[str, Field] = {
-    "messages": Field(("array",), "the conversation: role and content, text or parts of text"),
-    "max_completion_tokens": _same("integer", "as max_tokens", "max_tokens"),
-    "response_format": _same("object", "the answer is JSON, of a schema if one is given", "response_format"),
-    "logprobs": _same("boolean", "log-probabilities of the tokens", "logprobs"),
-    "top_logprobs": _same("integer", "and of this many most likely ones", "top_logprobs"),
-    "tools": _same("array", "functions that may be called, for templates that know them", "tools"),
-    "tool_choice": _same("string object", "none, auto, required, or the function that is to be called", "tool_choice"),
+    "messages": Field("array", "the conversation: role and content, text or parts of text"),
+    "max_completion_tokens": Field("integer", "as max_tokens", "max_tokens"),
+    "response_format": Field("object", "the answer is JSON, of a schema if one is given", "response_format"),
+    "logprobs": Field("boolean", "log-probabilities of the tokens", "logprobs"),
+    "top_logprobs": Field("integer", "and of this many most likely ones", "top_logprobs"),
+    "tools": Field("array", "functions that may be called, for templates that know them", "tools"),
+    "tool_choice": Field("string object", "none, auto, required, or the function that is to be called", "tool_choice"),
 }
 OTTER: Mapping[str, Field] = {
-    "rewards": Field(("boolean",), "choices[].rewards: rewards of every token (default: true)"),
-    "prompt_rewards": _same("boolean", "also choices[].prompt_rewards, of a single prompt", "prompt_rewards"),
-    "step_records": _same("boolean", "also choices[].steps: what guidance looked at", "step_records"),
-    "guidance": Field(("string", "object"), 'how rewards guide: "args:weight=1.5" or {"rule": "args", "weight": 1.5}'),
-    "reward_model": Field(("string",), "alias of the model whose rewards guide in the place of this one's"),
-    "as_logprobs": Field(("boolean",), "rewards as entries <|reward:LABEL|> of top_logprobs, for clients without more"),
+    "rewards": Field("boolean", "choices[].rewards: rewards of every token (default: true)"),
+    "prompt_rewards": Field("boolean", "also choices[].prompt_rewards, of a single prompt", "prompt_rewards"),
+    "step_records": Field("boolean", "also choices[].steps: what guidance looked at", "step_records"),
+    "guidance": Field("string object", 'how rewards guide: "args:weight=1.5" or {"rule": "args", "weight": 1.5}'),
+    "reward_model": Field("string", "alias of the model whose rewards guide in the place of this one's"),
+    "as_logprobs": Field("boolean", "rewards as entries <|reward:LABEL|> of top_logprobs, for clients without more"),
 }
 RERANK = {
-    "query": _named("string", "what stands before each document"),
-    "documents": _named("array", "texts to compare"),
-    "top_n": _named("integer", "give so many, best first"),
-    "return_documents": _named("boolean", "also the texts"),
-    "texts": _named("array", "as documents, with the answer of text-embeddings-inference"),
-    "return_text": _named("boolean", "also the texts, in that answer"),
-    "label": _named("string", "which reward; the first one if not given"),
+    "query": Field("string", "what stands before each document"),
+    "documents": Field("array", "texts to compare"),
+    "top_n": Field("integer", "give so many, best first"),
+    "return_documents": Field("boolean", "also the texts"),
+    "texts": Field("array", "as documents, with the answer of text-embeddings-inference"),
+    "return_text": Field("boolean", "also the texts, in that answer"),
+    "label": Field("string", "which reward; the first one if not given"),
 }
 SCORE = {
-    "text_1": _named("string array", "one text, or as many as text_2"),
-    "text_2": _named("string array", "texts to score as responses"),
-    "queries": _named("string array", "as text_1"),
-    "documents": _named("string array", "as text_2"),
-    "label": _named("string", "which reward; the first one if not given"),
+    "text_1": Field("string array", "one text, or as many as text_2"),
+    "text_2": Field("string array", "texts to score as responses"),
+    "queries": Field("string array", "as text_1"),
+    "documents": Field("string array", "as text_2"),
+    "label": Field("string", "which reward; the first one if not given"),
 }
 POOLING = {
-    "input": _named("string array", "a text, its tokens, or several of either"),
-    "task": _named("string", "token_classify"),
+    "input": Field("string array", "a text, its tokens, or several of either"),
+    "task": Field("string", "token_classify"),
 }
 TOKENIZE = {
-    "content": _named("string", "the text"),
-    "add_special": _named("boolean", "with the token that begins a text"),
-    "parse_special": _named("boolean", "read <|...|> as the token of that name"),
-    "with_pieces": _named("boolean", "also the text of each token, or its bytes"),
+    "content": Field("string", "the text"),
+    "add_special": Field("boolean", "with the token that begins a text"),
+    "parse_special": Field("boolean", "read <|...|> as the token of that name"),
+    "with_pieces": Field("boolean", "also the text of each token, or its bytes"),
 }
-DETOKENIZE = {"tokens": _named("array", "ids")}
-TEMPLATE = {"messages": _named("array", "the conversation"), "tools": _named("array", "functions that may be called")}
+DETOKENIZE = {"tokens": Field("array", "ids")}
+TEMPLATE = {"messages": Field("array", "the conversation"), "tools": Field("array", "functions that may be called")}
+_STREAM_OPTIONS = {
+    "include_usage": Field("boolean", "a last event with the counts of tokens"),
+    "include_obfuscation": Field("boolean", "ignored"),
+}
 SAMPLING = {one.name: one for one in dataclasses.fields(SamplingOptions)}
 
 
@@ -217,9 +214,9 @@ def checked(body: Json, fields: Mapping[str, Field], where: str = "") -> Json:
             raise ConfigError(f"{where}{shown(name)[1:-1]}: there is no such field; there are: {', '.join(fields)}")
         if value is None:
             continue
-        kinds = tuple(kind for named in known.types for kind in TYPES[named])
+        kinds = tuple(kind for named in known.types.split() for kind in TYPES[named])
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ConfigError(f"{where}{name} is {shown(value)}, expected: {' or '.join(known.types)}")
+            raise ConfigError(f"{where}{name} is {shown(value)}, expected: {' or '.join(known.types.split())}")
         given[name] = value
     return given
 
@@ -260,12 +257,6 @@ def read_request(body: Json, *, is_chat: bool, limits: Limits) -> Asked:
     _limit_tokens(asked, limits)
     _read_otter(asked, given.get("otter", {}), limits)
     return asked
-
-
-_STREAM_OPTIONS = {
-    "include_usage": Field(("boolean",), "a last event with the counts of tokens"),
-    "include_obfuscation": Field(("boolean",), "ignored"),
-}
 
 
 def _arguments(given: Json, fields: Mapping[str, Field]) -> Json:
