@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..options import SamplingOptions
-from ..serving.options import ServerOptions
+from ..serving.options import OWN_NAMES, ServerOptions
 from . import _common
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         if not keys:
             raise ConfigError(f"{args.api_key_file}: no key in it")
         options = dataclasses.replace(options, api_key=",".join(filter(None, [options.api_key, *keys])))
+    if options.host not in OWN_NAMES and not options.api_key:
+        print(f"whoever reaches {options.host} can use this server: --api-key asks for a key", file=sys.stderr)
     defaults = _common.given(args, SamplingOptions)
     SamplingOptions(**defaults)
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .answers import RefusedError, dumps, error_of
-from .options import ServerOptions
+from .options import OWN_NAMES, ServerOptions
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +23,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 PUBLIC = frozenset({"/", "/page.css", "/page.js", "/health", "/v1/health", "/models", "/v1/models"})
 """What needs no key, as in llama-server."""
 
-_OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -36,7 +35,7 @@ class Access:
 
     def __init__(self, app: App, options: ServerOptions) -> None:
         self.app, self.options = app, options
-        self._is_local = options.host in _OWN_NAMES
+        self._is_local = options.host in OWN_NAMES
         self._keys = [key.encode() for key in filter(None, options.api_key.split(","))]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +64,7 @@ class Access:
 
     def _check(self, scope: Scope, headers: dict[bytes, str], origin: str | None, allowed: bool) -> None:
         host = headers.get(b"host", "")
-        if self._is_local and not self._keys and _name(host) not in (*_OWN_NAMES, self.options.host):
+        if self._is_local and not self._keys and _name(host) not in (*OWN_NAMES, self.options.host):
             raise RefusedError(403, "permission_error", f"the host is {host[:100]!r}, expected that of this machine")
         if origin is not None and not allowed and origin.partition("://")[2] != host:
             raise RefusedError(403, "permission_error", f"{origin[:100]!r} is not allowed here (--cors-origins)")

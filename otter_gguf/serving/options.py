@@ -8,6 +8,9 @@ from typing import Any
 from .._numbers import finite, shown
 from ..errors import ConfigError
 
+OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+"""Hosts that nobody but this machine reaches."""
+
 
 def _flag(flag: str, text: str) -> dict[str, Any]:
     return {"flags": (flag,), "help": text}
