@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -242,8 +242,9 @@ class Service:
     async def _events(self, answer: Answer) -> AsyncGenerator[bytes, None]:
         streams = [self.model.chunks(call) for call in answer.calls]
         try:
-            async for number, chunk in merged(streams):
-                yield event(answer.chunk(number, chunk))
+            async with aclosing(merged(streams)) as chunks:
+                async for number, chunk in chunks:
+                    yield event(answer.chunk(number, chunk))
             if answer.asked.include_usage:
                 yield event(answer.last_chunk())
             yield DONE

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -88,10 +89,11 @@ class AsyncOtter:
     async def generate(self, tokens: Sequence[int], **options: Any) -> AsyncGenerator[Step, None]:
         """As :meth:`otter_gguf.Otter.generate`: ``async for token, rewards in llm.generate(...)``."""
         call = await self.prepare("generate", tokens, **options)
-        async for news in self._news(call):
-            for one in news:
-                if one.event is not None:
-                    yield one.event.step
+        async with aclosing(self._news(call)) as following:
+            async for news in following:
+                for one in news:
+                    if one.event is not None:
+                        yield one.event.step
 
     async def score(self, prompt: str | Sequence[int], response: str | Sequence[int] | None = None) -> Score:
         """As :meth:`otter_gguf.Otter.score`."""
@@ -169,14 +171,15 @@ class AsyncOtter:
         call.run.pieces = _until_empty(pieces)
         chunks = call.chunks()
         is_chat = call.run.is_chat
-        async for news in self._news(call):
-            if is_chat and any(one.piece for one in news):
-                yield next(chunks)  # of the role alone
-                is_chat = False
-            for one in news:
-                if one.piece is not None:
-                    pieces.append(one.piece)
-                    yield next(chunks)
+        async with aclosing(self._news(call)) as following:
+            async for news in following:
+                if is_chat and any(one.piece for one in news):
+                    yield next(chunks)  # of the role alone
+                    is_chat = False
+                for one in news:
+                    if one.piece is not None:
+                        pieces.append(one.piece)
+                        yield next(chunks)
 
     async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
         """Do what may take long beside the event loop."""
