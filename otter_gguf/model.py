@@ -33,7 +33,7 @@ from .engine import Engine, Guidance, Handle, Request, Stream
 from .errors import ConfigError, ContextFullError, MismatchError
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadArguments, LoadOptions, SamplingArguments, SamplingOptions, takes
-from .scoring import Ranked, Score, ranked
+from .scoring import Ranked, Score, ranked, with_query
 from .steps import Float32, Step
 from .text import utf8
 from .text_model import TextModel, implements
@@ -274,7 +274,7 @@ class Otter(TextModel):
     def rerank(
         self, query: str, documents: Sequence[str], *, label: str | None = None, top_n: int | None = None
     ) -> list[Ranked]:
-        return ranked(self.score_many([(query, one) for one in documents]), documents, label, top_n)
+        return ranked(self.score_many(with_query(query, documents)), documents, label, top_n)
 
     # ---- life --------------------------------------------------------------------------------------------------
 

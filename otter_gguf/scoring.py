@@ -68,6 +68,13 @@ class Ranked(TypedDict):
     document: str
 
 
+def with_query(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """What is scored of a ranking. ``ConfigError`` if the documents are no list of texts."""
+    if not isinstance(documents, (list, tuple)) or not all(isinstance(one, str) for one in documents):
+        raise ConfigError(f"documents is {shown(documents)}, expected a list of texts")
+    return [(query, one) for one in documents]
+
+
 def ranked(
     scores: Sequence[Score], documents: Sequence[str], label: str | None = None, top_n: int | None = None
 ) -> list[Ranked]:

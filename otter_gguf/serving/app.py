@@ -20,7 +20,7 @@ from starlette.routing import Route
 from .._numbers import shown
 from ..errors import ConfigError, ContextFullError
 from ..model import Otter
-from ..scoring import Score, ranked
+from ..scoring import Score, ranked, with_query
 from .access import Access
 from .answers import DONE, FINGERPRINT, Answer, RefusedError, dumps, event
 from .async_otter import AsyncOtter, Call
@@ -269,7 +269,7 @@ class Service:
         query, documents = given.get("query"), _strings("documents", given.get("documents", given.get("texts")))
         if query is None:
             raise ConfigError("query is missing")
-        scores = await self._scores([(query, document) for document in documents], request)
+        scores = await self._scores(with_query(query, documents), request)
         results = ranked(scores, documents, given.get("label"), given.get("top_n"))
         if "texts" in given:  # the shape of text-embeddings-inference
             text = [{"text": one["document"]} if given.get("return_text") else {} for one in results]

@@ -18,7 +18,7 @@ from ..completion import Run
 from ..engine import Handle, News
 from ..errors import EngineError
 from ..model import Otter
-from ..scoring import Ranked, Score, ranked
+from ..scoring import Ranked, Score, ranked, with_query
 from ..steps import Piece, Step
 from .driver import Driver
 
@@ -116,7 +116,7 @@ class AsyncOtter:
         self, query: str, documents: Sequence[str], *, label: str | None = None, top_n: int | None = None
     ) -> list[Ranked]:
         """As :meth:`otter_gguf.Otter.rerank`."""
-        return ranked(await self.score_many([(query, one) for one in documents]), documents, label, top_n)
+        return ranked(await self.score_many(with_query(query, documents)), documents, label, top_n)
 
     async def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As :meth:`otter_gguf.Otter.tokenize`."""
