@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._numbers import shown
+from .._numbers import finite, shown
 from ..context.session import LanguageModel
 from ..engine import Guidance
 from ..errors import ConfigError
@@ -243,8 +243,8 @@ def read_request(body: Json, *, is_chat: bool, limits: Limits) -> Asked:
         asked.include_usage = usage.get("include_usage", False)
     for name in ("stream", "timings_per_token", "return_tokens"):
         setattr(asked, name, given.get(name, False))
-    if "t_max_predict_ms" in given and given["t_max_predict_ms"] > 0:
-        asked.seconds = given["t_max_predict_ms"] / 1000
+    milliseconds = finite(given.get("t_max_predict_ms", 0), "t_max_predict_ms")
+    asked.seconds = milliseconds / 1000 if milliseconds > 0 else None
     if given.get("ignore_eos"):
         never = dict.fromkeys(limits.end_tokens, float("-inf"))
         options_bias = asked.options.get("logit_bias", {})

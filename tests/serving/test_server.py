@@ -212,6 +212,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "max_tokens": True}, "max_tokens"),
     ({"prompt": "a", "stream": 1}, "stream"),
     ({"prompt": "a", "stop": [""]}, "stop"),
+    ({"prompt": "a", "t_max_predict_ms": 10**400}, "t_max_predict_ms"),
+    ({"prompt": "a", "seed": "a", "n": 2}, "seed"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
     ({"prompt": "a", "logit_bias": {"999999": 1}}, "999999"),
     ({"prompt": "a", "n": 1000}, "n"),
