@@ -30,6 +30,7 @@ from .isolation import IsolatedOtter as IsolatedOtter
 from .isolation import open_model as open_model
 from .model import Otter as Otter
 from .scoring import Score as Score
+from .serving.async_otter import AsyncOtter as AsyncOtter
 
 __all__: list[str]
 __version__: str

@@ -41,6 +41,7 @@ class CompletionArguments(CallArguments, total=False):
     max_tokens: int | None
     echo: bool
     logprobs: int | None
+    prompt_logprobs: bool
     prompt_rewards: bool
 
 
@@ -49,6 +50,8 @@ class ChatArguments(CallArguments, total=False):
 
     max_tokens: int | None
     response_format: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
     logprobs: bool
     top_logprobs: int
 
@@ -90,6 +93,17 @@ def make_request(
         context_shift=context_shift,
         n_keep=n_keep,
     )
+
+
+def offered_tools(
+    tools: Sequence[Mapping[str, Any]] | None, choice: str | Mapping[str, Any] | None
+) -> Sequence[Mapping[str, Any]]:
+    """The functions that an answer may call. ``ConfigError`` if they are none, or the choice needs some."""
+    if tools is not None and not isinstance(tools, (list, tuple)):
+        raise ConfigError(f"tools is {shown(tools)}, expected a list of functions")
+    if not tools and choice not in (None, "none", "auto"):
+        raise ConfigError(f"tool_choice is {shown(choice)}, and there are no tools")
+    return () if choice == "none" or not tools else tools
 
 
 def sampling_options(given: SamplingArguments, guidance: Guidance | None) -> SamplingOptions:

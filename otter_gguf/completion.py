@@ -6,9 +6,13 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from .steps import FinishReason, Float32, Logprobs, Piece, Record
+
+if TYPE_CHECKING:
+    from .engine import Handle
 
 
 class Rewards(TypedDict):
@@ -33,8 +37,9 @@ class CompletionLogprobs(TypedDict):
 
     tokens: list[str]
     text_offset: list[int]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """None for the first token of a prompt."""
+    top_logprobs: list[dict[str, float] | None]
     """The most likely ones, best first, and the chosen one where it is none of them."""
 
 
@@ -66,6 +71,7 @@ class _Choice(TypedDict):
 class CompletionChoice(_Choice, total=False):
     text: str
     logprobs: CompletionLogprobs | None
+    prompt_logprobs: CompletionLogprobs
     prompt_rewards: Rewards | None
     steps: list[Record]
 
@@ -111,13 +117,14 @@ class Run:
     model_name: str
     labels: Sequence[str]
     prompts: Sequence[Sequence[int]]
-    prompt_rewards: Callable[[int], Float32]
-    """Of a prompt, (tokens or 1, n_rewards): of every token or of the last; once it has been fed."""
+    handles: Sequence[Handle]
+    """What the engine has of each text."""
     pieces: Iterator[Piece]
     token_bytes: Callable[[int], bytes]
     """Special tokens by name."""
     logprobs: bool = False
     step_records: bool = False
+    is_chat: bool = False
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -133,6 +140,12 @@ class Run:
             "token_rewards": rows,
             "reward": rows[-1][0] if rows else before,
         }
+
+    def prompt_rewards(self, index: int) -> Float32:
+        """(tokens or 1, n_rewards): of every token of a prompt or of the last; once it has been fed."""
+        rewards = self.handles[index].prompt_rewards
+        assert rewards is not None
+        return rewards
 
     def first_reward(self, index: int = 0) -> float:
         """The first label's reward of a prompt."""
@@ -172,7 +185,8 @@ def completion(run: Run, echoes: Sequence[str], with_prompt_rewards: bool) -> Co
     """Run to the end; one choice for each prompt."""
     wholes = join(run)
     choices = [
-        _completion_choice(run, whole, echoes, run.first_reward(whole.index), with_prompt_rewards) for whole in wholes
+        _completion_choice(run, whole, echoes, run.first_reward(whole.index), with_prompt_rewards, is_first=True)
+        for whole in wholes
     ]
     return _completion(run, choices, run.usage(sum(len(whole.events) for whole in wholes)))
 
@@ -186,13 +200,14 @@ def completion_chunks(
     for piece in run.pieces:
         index, fresh = piece.index, piece.index not in before
         reward = before.setdefault(index, run.first_reward(index))
-        yield _completion(run, [_completion_choice(run, piece, echo, reward, fresh and with_prompt_rewards)], None)
+        choice = _completion_choice(run, piece, echo, reward, fresh and with_prompt_rewards, is_first=fresh)
+        yield _completion(run, [choice], None)
         before[index] = float(piece.events[-1].step.rewards[0]) if piece.events and run.labels else reward
         echo[index] = ""
 
 
 def _completion_choice(
-    run: Run, piece: Piece, echoes: Sequence[str], before: float, with_prompt_rewards: bool
+    run: Run, piece: Piece, echoes: Sequence[str], before: float, with_prompt_rewards: bool, *, is_first: bool
 ) -> CompletionChoice:
     choice: CompletionChoice = {
         "text": echoes[piece.index] + piece.text,
@@ -201,6 +216,8 @@ def _completion_choice(
         "finish_reason": piece.finish_reason,
         "rewards": run.rewards(piece, before),
     }
+    if is_first and (request := run.handles[piece.index].request) and request.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = _prompt_logprobs(run, piece.index)
     if with_prompt_rewards:
         choice["prompt_rewards"] = _prompt_rewards(run, piece.index)
     if run.step_records:
@@ -239,6 +256,19 @@ def _completion_logprobs(run: Run, piece: Piece) -> CompletionLogprobs:
         "text_offset": piece.offsets,
         "token_logprobs": [place.logprob for place in places],
         "top_logprobs": [_ranked(run, token, place) for token, place in zip(tokens, places, strict=True)],
+    }
+
+
+def _prompt_logprobs(run: Run, index: int) -> CompletionLogprobs:
+    """Of the prompt: the first token follows nothing, so it has none."""
+    prompt, places = run.prompts[index], run.handles[index].prompt_logprobs
+    tops = [_ranked(run, token, place) for token, place in zip(prompt[1:], places, strict=True)]
+    texts = [run.text_of(token) for token in prompt]
+    return {
+        "tokens": texts,
+        "text_offset": [0, *accumulate(map(len, texts[:-1]))],
+        "token_logprobs": [None, *(place.logprob for place in places)],
+        "top_logprobs": [None, *tops],
     }
 
 

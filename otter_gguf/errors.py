@@ -48,6 +48,9 @@ class EngineError(OtterError):
 class ContextFullError(OtterError):
     """The KV cache has no room for the tokens of this call."""
 
+    n_tokens: int | None = None
+    """Of a prompt that is longer than the context."""
+
 
 def _one_line(text: str) -> str:
     """The text without line breaks, with backslashes for what cannot be printed, and of a bounded length."""

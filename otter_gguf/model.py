@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from . import _native
 from ._logging import logger, set_verbose
 from ._numbers import shown
-from .arguments import CallArguments, Prompts, make_request, sampling_options
+from .arguments import CallArguments, Prompts, make_request, offered_tools, sampling_options
 from .chat.template import ChatTemplate, json_schema_of
+from .chat.tools import schema_of
 from .completion import (
     ChatResponse,
     CompletionResponse,
@@ -32,13 +33,15 @@ from .engine import Engine, Guidance, Handle, Request, Stream
 from .errors import ConfigError, ContextFullError, MismatchError
 from .loading import check_files, context_length, load_model, make_context
 from .options import LoadArguments, LoadOptions, SamplingArguments, SamplingOptions, takes
-from .scoring import Score
+from .scoring import Ranked, Score, ranked, with_query
 from .steps import Float32, Step
 from .text import utf8
 from .text_model import TextModel, implements
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_T = TypeVar("_T")
 
 
 class Otter(TextModel):
@@ -149,18 +152,25 @@ class Otter(TextModel):
         stream: bool = False,
         echo: bool = False,
         logprobs: int | None = None,
+        prompt_logprobs: bool = False,
         prompt_rewards: bool = False,
         **options: Unpack[CallArguments],
     ) -> CompletionResponse | Iterator[CompletionResponse]:
         prompts = self._prompts(prompt)
         if prompt_rewards and len(prompts) > 1:
             raise ConfigError("prompt_rewards: only with a single prompt")
+        if prompt_logprobs and logprobs is None:
+            raise ConfigError("prompt_logprobs needs logprobs")
         request = make_request(max_tokens, logprobs, prompt_rewards and self.n_rewards > 0, **options)
+        request = replace(request, prompt_logprobs=logprobs if prompt_logprobs else None)
         run = self._run(prompts, request, stream=stream)
         echoes = self._echoes(prompt, prompts) if echo else [""] * len(prompts)
-        if stream:
-            return Stream(completion_chunks(run, echoes, prompt_rewards))
-        return completion(run, echoes, prompt_rewards)
+        return self._answer(
+            run,
+            whole=lambda: completion(run, echoes, prompt_rewards),
+            chunks=lambda: completion_chunks(run, echoes, prompt_rewards),
+            stream=stream,
+        )
 
     __call__ = create_completion
 
@@ -173,6 +183,8 @@ class Otter(TextModel):
         max_tokens: int | None = None,
         stream: bool = False,
         response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
         **options: Unpack[CallArguments],
@@ -183,20 +195,34 @@ class Otter(TextModel):
                     f"response_format is {shown(response_format)}, expected {{'type': 'json_object'}} or alike"
                 )
             options["json_schema"] = json_schema_of(response_format)
+        offered = offered_tools(tools, tool_choice)
+        if offered and (schema := schema_of(offered, tool_choice)):
+            if response_format is not None:
+                raise ConfigError("tool_choice and response_format exclude each other")
+            options["json_schema"] = schema
         if top_logprobs and not logprobs:
             raise ConfigError("top_logprobs needs logprobs=True")
         request = make_request(max_tokens, top_logprobs if logprobs else None, **options)
-        run = self._run([self.tokenize_chat(messages)], request, stream=stream)
-        return Stream(chat_completion_chunks(run)) if stream else chat_completion(run)
+        run = self._run([self.tokenize_chat(messages, offered)], request, stream=stream, is_chat=True)
+        return self._answer(
+            run, whole=lambda: chat_completion(run), chunks=lambda: chat_completion_chunks(run), stream=stream
+        )
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        text = self.render_chat(messages, tools)
+        begins_with_bos = text.startswith(self._token_text(self.model.bos_token) or "\0")
+        return self.tokenize(text, add_bos=not begins_with_bos, special=True)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         if self._chat_template is None:
             raise ConfigError(f"{self.model_path} has no chat template: use create_completion")
         if not isinstance(messages, Sequence):
             raise ConfigError(f"messages is {shown(messages)}, expected a list of dicts with 'role' and 'content'")
-        text = self._chat_template.render(messages)
-        begins_with_bos = text.startswith(self._token_text(self.model.bos_token) or "\0")
-        return self.tokenize(text, add_bos=not begins_with_bos, special=True)
+        return self._chat_template.render(messages, tools=tools)
 
     @takes(SamplingOptions)
     def generate(
@@ -215,8 +241,7 @@ class Otter(TextModel):
             reward_models=sessions_by_name(reward_model),
             cache_prompt=cache_prompt,
         )
-        handles = self._begin([request], stream=True)
-        return Stream(news.event.step for news in self.engine.follow(handles) if news.event is not None)
+        return self._steps(self.engine.submit([request], stream=True))
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -239,16 +264,17 @@ class Otter(TextModel):
     # ---- scoring -----------------------------------------------------------------------------------------------
 
     def score(self, prompt: str | Sequence[int], response: str | Sequence[int] | None = None) -> Score:
-        if not self.n_rewards:
-            raise ConfigError(f"{self.model_path}: a plain model predicts no rewards; give a sidecar (otter=, --otter)")
-        tokens, n_prompt = self._joined(prompt, response)
-        return Score(
-            labels=self.reward_labels,
-            tokens=np.asarray(tokens, np.int32),
-            pieces=tuple(self.model.token_bytes(token, special=True) for token in tokens),
-            rewards=self.engine.read(tokens, "rewards"),
-            n_prompt=n_prompt,
-        )
+        (score,) = self.score_many([(prompt, response)])
+        return score
+
+    def score_many(self, texts: Iterable[tuple[str | Sequence[int], str | Sequence[int] | None]]) -> list[Score]:
+        joined = self._to_score(texts)
+        return self._scores(joined, self.engine.read([tokens for tokens, _ in joined], "rewards"))
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, label: str | None = None, top_n: int | None = None
+    ) -> list[Ranked]:
+        return ranked(self.score_many(with_query(query, documents)), documents, label, top_n)
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -322,35 +348,56 @@ class Otter(TextModel):
             for item, tokens in zip([prompt] if isinstance(prompt, str) else prompt, prompts, strict=False)
         ]
 
+    def _to_score(
+        self, texts: Iterable[tuple[str | Sequence[int], str | Sequence[int] | None]]
+    ) -> list[tuple[list[int], int]]:
+        """Tokens of each text, and how many are the prompt's."""
+        if not self.n_rewards:
+            raise ConfigError(f"{self.model_path}: a plain model predicts no rewards; give a sidecar (otter=, --otter)")
+        return [self._joined(prompt, response) for prompt, response in texts]
+
+    def _scores(self, texts: Sequence[tuple[list[int], int]], answers: Sequence[Float32]) -> list[Score]:
+        """Of texts and their rewards."""
+        return [
+            Score(
+                labels=self.reward_labels,
+                tokens=np.asarray(tokens, np.int32),
+                pieces=tuple(self.model.token_bytes(token, special=True) for token in tokens),
+                rewards=rewards,
+                n_prompt=n_prompt,
+            )
+            for (tokens, n_prompt), rewards in zip(texts, answers, strict=True)
+        ]
+
     def _free(self) -> None:
         self.context.close()
         self.model.close()
 
-    def _begin(self, requests: Sequence[Request], *, stream: bool) -> list[Handle]:
-        """Feed the prompts."""
-        handles = self.engine.submit(requests, stream=stream)
-        self.engine.start(handles)
-        return handles
-
-    def _run(self, prompts: Sequence[list[int]], request: Request, *, stream: bool) -> Run:
-        """Feed the prompts; of the request everything else is taken."""
+    def _run(self, prompts: Sequence[list[int]], request: Request, *, stream: bool, is_chat: bool = False) -> Run:
+        """Submit the texts; of the request everything but the prompt is taken."""
         if not isinstance(stream, int):  # an array has no truth value
             raise ConfigError(f"stream is {shown(stream)}, expected True or False")
-        handles = self._begin([replace(request, prompt=prompt) for prompt in prompts], stream=stream)
-        pieces = (news.piece for news in self.engine.follow(handles) if news.piece is not None)
-
-        def prompt_rewards(index: int) -> Float32:
-            rewards = handles[index].prompt_rewards
-            assert rewards is not None
-            return rewards
-
+        handles = self.engine.submit([replace(request, prompt=prompt) for prompt in prompts], stream=bool(stream))
         return Run(
             Path(self.model_path).name,
             self.reward_labels,
             prompts,
-            prompt_rewards,
-            pieces,
+            handles,
+            (news.piece for news in self.engine.follow(handles) if news.piece is not None),
             lambda token: self.model.token_bytes(token, special=True),
             logprobs=request.logprobs is not None,
             step_records=request.step_records,
+            is_chat=is_chat,
         )
+
+    def _answer(
+        self, run: Run, *, whole: Callable[[], _T], chunks: Callable[[], Generator[_T, None, None]], stream: bool
+    ) -> _T | Iterator[_T]:
+        """Feed the prompts, and give what the caller asked for: ``whole()``, or an iterator of ``chunks()``."""
+        self.engine.start(run.handles)
+        return Stream(chunks()) if stream else whole()
+
+    def _steps(self, handles: Sequence[Handle]) -> Iterator[Step]:
+        """Feed the prompt, and give the tokens of its text one by one."""
+        self.engine.start(handles)
+        return Stream(news.event.step for news in self.engine.follow(handles) if news.event is not None)

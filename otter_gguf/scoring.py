@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+
+from ._numbers import shown
+from .errors import ConfigError
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -52,3 +56,38 @@ class Score:
             "n_prompt": self.n_prompt,
             "reward": self.reward,
         }
+
+
+class Ranked(TypedDict):
+    """One of the documents of a ranking."""
+
+    index: int
+    """Which of those that were given."""
+    relevance_score: float
+    """Its reward as the response to the query."""
+    document: str
+
+
+def with_query(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """What is scored of a ranking. ``ConfigError`` if the documents are no list of texts."""
+    if not isinstance(documents, (list, tuple)) or not all(isinstance(one, str) for one in documents):
+        raise ConfigError(f"documents is {shown(documents)}, expected a list of texts")
+    return [(query, one) for one in documents]
+
+
+def ranked(
+    scores: Sequence[Score], documents: Sequence[str], label: str | None = None, top_n: int | None = None
+) -> list[Ranked]:
+    """Documents by their rewards, best first; equal ones in the order in which they were given.
+
+    ``ConfigError`` if there is no such label, or ``top_n`` is no number of documents.
+    """
+    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
+        raise ConfigError(f"top_n is {shown(top_n)}, expected a whole number of at least 1")
+    labels = scores[0].labels if scores else ()
+    if label is not None and scores and label not in labels:
+        raise ConfigError(f"label is {shown(label)}, the model predicts: {', '.join(labels)}")
+    column = labels.index(label) if label is not None and scores else 0
+    rewards = [float(score.rewards[-1, column]) for score in scores]
+    order = sorted(range(len(rewards)), key=lambda index: -rewards[index])[:top_n]
+    return [{"index": i, "relevance_score": rewards[i], "document": documents[i]} for i in order]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from .arguments import ChatArguments, CompletionArguments, Prompts, make_request
@@ -13,7 +13,7 @@ from .context.session import LanguageModel, Session
 from .context.state import ContextState
 from .engine import Guidance
 from .options import LoadOptions, SamplingArguments, SamplingOptions, takes
-from .scoring import Score
+from .scoring import Ranked, Score
 from .steps import Step
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class TextModel(ABC):
         stream: bool = False,
         echo: bool = False,
         logprobs: int | None = None,
+        prompt_logprobs: bool = False,
         prompt_rewards: bool = False,
         **options: Unpack[CallArguments],
     ) -> CompletionResponse | Iterator[CompletionResponse]:
@@ -148,6 +149,8 @@ class TextModel(ABC):
             reward_model: Whose rewards guide in the place of this model's; or several by name, beside this model's.
             logprobs: Also give log-probabilities of the chosen tokens and of this many most likely ones, under the base
                 at temperature 1, without bias, penalties and guidance.
+            prompt_logprobs: Also give ``choices[i]["prompt_logprobs"]``, of every token of the prompt behind the first,
+                with as many most likely ones as ``logprobs`` says.
             prompt_rewards: Also give ``choices[0]["prompt_rewards"]``, of every token of the prompt.
             step_records: Also give ``choices[0]["steps"]``: what guidance looked at (``docs/guidance.md``).
             cache_prompt: Reuse what the context holds of this prompt; results may differ in the last bits.
@@ -198,6 +201,8 @@ class TextModel(ABC):
         max_tokens: int | None = None,
         stream: bool = False,
         response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         logprobs: bool = False,
         top_logprobs: int = 0,
         **options: Unpack[CallArguments],
@@ -205,17 +210,28 @@ class TextModel(ABC):
         """Answer a conversation, by the chat template of the model file.
 
         Args:
-            messages: Dicts with ``role`` and ``content`` (text).
+            messages: Dicts with ``role`` and ``content``: text, or a list of parts ``{"type": "text", "text": ...}``.
             response_format: ``{"type": "json_object"}`` or ``{"type": "json_object", "schema": {...}}``: the answer is
                 JSON (of that schema).
+            tools: Functions that may be called, in OpenAI's shape, where the template knows them. The answer's text
+                holds the calls as the model writes them.
+            tool_choice: "none", "auto", "required" or a function: then the answer is a call, as JSON.
             logprobs: Also give log-probabilities, in OpenAI's shape; ``top_logprobs`` of the most likely tokens.
 
         The other arguments, the rewards and the errors are those of :meth:`create_completion`.
         """
 
     @abstractmethod
-    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The prompt of a conversation, in tokens. ``ConfigError`` if the model file has no chat template."""
+
+    @abstractmethod
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The prompt of a conversation, as text. ``ConfigError`` if the model file has no chat template."""
 
     @abstractmethod
     @takes(SamplingOptions)
@@ -271,6 +287,29 @@ class TextModel(ABC):
         Raises:
             ConfigError: The model predicts no rewards, or there is no token.
             ContextFullError: The text is longer than the context.
+        """
+
+    @abstractmethod
+    def score_many(self, texts: Iterable[tuple[str | Sequence[int], str | Sequence[int] | None]]) -> list[Score]:
+        """The scores of several texts, each a prompt with its response or None. They share batches, as many as there
+        are sequences (``n_seq_max``), so rewards may differ from those of :meth:`score` in the last bits. Errors as
+        there."""
+
+    @abstractmethod
+    def rerank(
+        self, query: str, documents: Sequence[str], *, label: str | None = None, top_n: int | None = None
+    ) -> list[Ranked]:
+        """Documents by the reward that each has as the response to the query, best first.
+
+        Args:
+            query: What stands before each document, with whatever separates them, such as a line break.
+            documents: The texts to compare.
+            label: Which reward; None = the first.
+            top_n: Give so many of them; None = all.
+
+        Raises:
+            ConfigError: There is no such label, or an argument is of a wrong type or out of range.
+            ContextFullError: Query and document are together longer than the context.
         """
 
     # ---- life --------------------------------------------------------------------------------------------------

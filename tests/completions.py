@@ -54,13 +54,13 @@ CHATML = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 
 
 @functools.cache
-def chat_pair() -> Pair:
+def chat_pair(template: str = CHATML, name: str = "chat.gguf") -> Pair:
     """The tiny model with both kinds of heads, and a chat template in its base."""
     files = vocabulary_pair()
-    base = files.base.with_name("chat.gguf")
+    base = files.base.with_name(name)
     with _native.GgufFile(str(files.base)) as source:
         metadata = [KeyValue(key, source.key_type(key), source.value(key)) for key in source.keys]
-        metadata.append(KeyValue("tokenizer.chat_template", "str", CHATML))
+        metadata.append(KeyValue("tokenizer.chat_template", "str", template))
         write_gguf(base, metadata, [_copied(source, tensor) for tensor in source.tensors])
     return Pair(base, files.otter)
 

@@ -161,6 +161,23 @@ def test_where_nothing_runs_beside_it_a_prompt_is_fed_at_once() -> None:
 # ---- errors ----------------------------------------------------------------------------------------------------
 
 
+def test_for_callers_who_come_and_go_every_prompt_is_fed_in_pieces() -> None:
+    with open_exact(n_ubatch=32, n_ctx=512) as llm:
+        tokens = llm.tokenize(TEXT * 5, special=True)[:200]
+        (whole,) = llm.engine.submit([Request(tokens, SamplingOptions(temperature=0), max_tokens=4)])
+        expected = tokens_by_text([whole], run(llm, [whole]))
+        llm.engine.in_pieces = True
+        (handle,) = llm.engine.submit([Request(tokens, SamplingOptions(temperature=0), max_tokens=4)])
+        n_steps = 0
+        while handle.prompt_rewards is None:
+            before = llm.context.timing()["tokens"]
+            llm.engine.step()
+            assert llm.context.timing()["tokens"] - before <= 34
+            n_steps += 1
+        assert n_steps == 7
+        assert tokens_by_text([handle], [*handle.news, *run(llm, [handle])]) == expected
+
+
 def test_the_error_of_one_text_is_not_the_others(llm: Otter) -> None:
     def fail(tokens: Any, logits: Any) -> Any:
         raise ZeroDivisionError
@@ -289,6 +306,62 @@ def test_a_text_that_nobody_asks_for_gives_way_and_says_so() -> None:
         llm.score("b")
         with refused(ConfigError, "stream"):
             list(chunks)
+
+
+# ---- texts that are read -------------------------------------------------------------------------------------------
+
+
+def test_texts_that_are_read_together_are_those_of_single_readings(llm: Otter, judge: Otter) -> None:
+    tokens = llm.tokenize(TEXT * 4, special=True)
+    texts = [tokens[begin : begin + length] for begin, length in ((0, 90), (3, 1), (7, 200), (0, 64), (20, 3))]
+    for what in ("rewards", "log_probabilities"):
+        singles = [llm.engine.read([text], what)[0] for text in texts]
+        for single, together in zip(singles, llm.engine.read(texts, what), strict=True):
+            np.testing.assert_allclose(together, single, atol=1e-4)
+        running = llm.engine.submit([Request(tokens[:40], SamplingOptions(temperature=0), max_tokens=12)])
+        reading = llm.engine.submit_reading(texts, what)
+        run(llm, [*running, *reading])
+        for single, handle in zip(singles, reading, strict=True):
+            assert handle.result is not None
+            np.testing.assert_allclose(handle.result, single, atol=1e-4)
+    assert not llm.session.streams.live
+
+
+def test_more_texts_than_sequences_are_read_one_after_the_other() -> None:
+    with open_exact(n_seq_max=2, n_ctx=256) as small:
+        texts = [small.tokenize(TEXT, special=True)[: 20 + 9 * index] for index in range(7)]
+        assert [len(rewards) for rewards in small.engine.read(texts, "rewards")] == list(map(len, texts))
+        long = [[65] * 250, [66] * 250, [67] * 250]  # each needs the cache for itself
+        assert [len(rewards) for rewards in small.engine.read(long, "rewards")] == [250] * 3
+
+
+def test_a_prompt_is_read_before_it_is_continued(llm: Otter) -> None:
+    tokens = llm.tokenize(TEXT * 2, special=True)
+    expected = llm.engine.read([tokens], "log_probabilities")[0]
+    rewards = llm.engine.read([tokens], "rewards")[0]
+    asked = Request(tokens, SamplingOptions(temperature=0), prompt_logprobs=2, prompt_rewards=True, max_tokens=5)
+    without = llm.engine.submit([Request(tokens, SamplingOptions(temperature=0), max_tokens=5)])
+    plain = tokens_by_text(without, run(llm, without))
+    for others in ([], [Request(tokens[:30], SamplingOptions(temperature=0), max_tokens=9)]):
+        handles = llm.engine.submit([asked, *others])
+        assert tokens_by_text(handles, run(llm, handles))[0] == plain[0]
+        places = handles[0].prompt_logprobs
+        np.testing.assert_allclose([place.logprob for place in places], expected, atol=1e-5)
+        assert [len(place.tokens) for place in places] == [2] * (len(tokens) - 1)
+        assert all(place.logprobs[0] >= place.logprob for place in places)
+        assert handles[0].prompt_rewards is not None
+        np.testing.assert_allclose(handles[0].prompt_rewards, rewards, atol=1e-4)
+
+
+def test_an_abandoned_text_ends_with_the_next_use(llm: Otter) -> None:
+    handles = llm.engine.submit([Request(llm.tokenize(TEXT), max_tokens=200)])
+    llm.engine.step()
+    llm.engine.abandon(handles)
+    llm.engine.abandon(handles)
+    assert [handle.done for handle in handles] == [False]
+    llm.engine.step()
+    assert [handle.done for handle in handles] == [True]
+    assert not llm.session.streams.live
 
 
 def test_a_text_that_gave_way_says_so_also_where_another_is_abandoned_at_once() -> None:

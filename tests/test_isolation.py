@@ -140,6 +140,14 @@ def test_the_same_arrays(llm: IsolatedOtter, own: Otter) -> None:
         np.testing.assert_array_equal(rewards, expected)
 
 
+def test_several_texts_are_scored_there(llm: IsolatedOtter, own: Otter) -> None:
+    texts = [("The otter", " swims"), ("The otter", None)]
+    for one, other in zip(own.score_many(texts), llm.score_many(texts), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+    ours, theirs = (model.rerank("The otter", [" swims", " eats"], top_n=1) for model in (own, llm))
+    assert [one["document"] for one in ours] == [one["document"] for one in theirs]
+
+
 def test_states_go_from_one_process_to_the_other(llm: IsolatedOtter, own: Otter) -> None:
     own.create_completion(TEXT, max_tokens=0)
     llm.create_completion("other", max_tokens=0)

@@ -141,8 +141,7 @@ def test_every_text_of_a_batch_has_its_own(llm: Otter) -> None:
 
 def test_tokens_of_the_same_text_count_once_by_the_best() -> None:
     """A byte token and a token of that letter have the same text."""
-    rewards = np.zeros((1, 0), np.float32)
-    run = Run("", (), [[1]], lambda index: rewards, iter(()), lambda token: b"a" if token < 2 else b"\xf0\x9f")
+    run = Run("", (), [[1]], [], iter(()), lambda token: b"a" if token < 2 else b"\xf0\x9f")
     place = Logprobs(-3.0, [0, 2, 1], [-1.0, -2.0, -3.0])
     assert _ranked(run, 1, place) == {"a": -1.0, r"bytes:\xf0\x9f": -2.0}
 

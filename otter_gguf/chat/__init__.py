@@ -1,5 +1,5 @@
 """Chat templates of GGUF files, rendered in a process of their own."""
 
-from .template import MAX_OUTPUT, MAX_TEMPLATE, ChatTemplate, check_messages, json_schema_of
+from .template import MAX_OUTPUT, MAX_TEMPLATE, ChatTemplate, checked_messages, json_schema_of
 
-__all__ = ["MAX_OUTPUT", "MAX_TEMPLATE", "ChatTemplate", "check_messages", "json_schema_of"]
+__all__ = ["MAX_OUTPUT", "MAX_TEMPLATE", "ChatTemplate", "checked_messages", "json_schema_of"]

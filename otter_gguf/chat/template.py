@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 from .._waiting import readable
 from ..errors import ConfigError, EngineError, FileError
 from ..text import utf8
+from .tools import names_of
 
 MAX_TEMPLATE = 1 << 18
 MAX_OUTPUT = 1 << 20
@@ -35,17 +37,32 @@ _BEGIN_PATIENCE = 60.0
 _MAX_ANSWER = 12 * MAX_OUTPUT + 8192  # bytes: a character takes up to 12 in JSON
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """``ConfigError`` unless every message has a role and content in text."""
+def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with their parts of text put together. ``ConfigError`` unless every message has a role, and content
+    in text or calls of functions."""
     if not messages:
         raise ConfigError("messages is empty, expected at least one message")
+    checked = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ConfigError(f"messages[{index}]: expected a dict with 'role' and 'content'")
-        if not isinstance(message.get("content"), str):
-            raise ConfigError(f"messages[{index}]: 'content' must be a string (no images, tools or parts)")
+        content = _text_of(message.get("content"))
+        if content is None and not message.get("tool_calls"):
+            raise ConfigError(f"messages[{index}]: 'content' must be a string, or parts of type text (no images)")
+        given = {**message, "content": content or ""}
         for key in ("role", "content"):
-            utf8(message[key], f"messages[{index}]['{key}']")
+            utf8(given[key], f"messages[{index}]['{key}']")
+        checked.append(given)
+    return checked
+
+
+def _text_of(content: object) -> str | None:
+    """A text, or parts of one, as one text; None for anything else."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(content) else None
 
 
 def json_schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any] | str:
@@ -77,16 +94,26 @@ class ChatTemplate:
         self._renderer = _Renderer()
         self._ask(None)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The prompt of a conversation, in which ``tools`` may be called.
 
         Raises:
-            ConfigError: The messages are malformed, or the template refuses them.
+            ConfigError: The messages are malformed, or the template refuses them, or knows no tools.
             FileError: The template fails, or exceeds its limits.
         """
-        check_messages(messages)
-        given = [dict(message) for message in messages]
-        return self._ask({**self.tokens, "messages": given, "add_generation_prompt": add_generation_prompt})
+        given = {"messages": checked_messages(messages), "add_generation_prompt": add_generation_prompt}
+        if tools:
+            names_of(tools)
+            if not re.search(r"\btools\b", self.source):
+                raise ConfigError(f"{self.path}: the chat template knows no tools: leave them out")
+            given["tools"] = [dict(tool) for tool in tools]
+        return self._ask({**self.tokens, **given})
 
     def close(self) -> None:
         """End the process that renders; another one is started if it is needed again."""

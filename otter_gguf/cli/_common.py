@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_METAVARS = {str: "TEXT", tuple[str, ...]: "TEXT,..."}
+"""What the help calls the values of other types than numbers."""
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
     """``-m``, ``--otter``, ``--verbose`` and the flags of :class:`LoadOptions`."""
@@ -113,8 +116,8 @@ def add_options(group: argparse._ArgumentGroup, options: type, leave_out: tuple[
             default=argparse.SUPPRESS,
             type=_parser_of(hints[field.name]),
             choices=allowed or None,
-            metavar="TYPE" if len(allowed) > 4 else None if allowed else "N",
-            help=text if field.default in ((), None) else f"{text} (default: {field.default})",
+            metavar="TYPE" if len(allowed) > 4 else None if allowed else _METAVARS.get(hints[field.name], "N"),
+            help=text if field.default in ((), None, "") else f"{text} (default: {field.default})",
         )
 
 

@@ -28,6 +28,8 @@ VERBS = (
     "info",
     "run",
     "score",
+    "rerank",
+    "serve",
     "bench",
     "eval",
     "demo",

@@ -12,7 +12,7 @@ So tokens are written down after their cells are there, and crossed out before t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from .. import _native
 from ..errors import ConfigError, ContextFullError
 from ..steps import Float32, Int32
 from .batches import batches, common_length
+
+MOST_LOGITS = 64
+"""Tokens of a batch whose logits any context can give."""
 
 _NO_LOGITS = np.empty(0, np.float32)
 
@@ -96,7 +99,9 @@ class StreamPool:
         if not prompt:
             raise ConfigError("the prompt is empty, and the model adds no begin-of-text token: give at least one")
         if len(prompt) > self.n_ctx:
-            raise ContextFullError(f"the prompt has {len(prompt)} tokens, the context {self.n_ctx}: raise n_ctx (-c)")
+            error = ContextFullError(f"the prompt has {len(prompt)} tokens, the context {self.n_ctx}: raise n_ctx (-c)")
+            error.n_tokens = len(prompt)
+            raise error
 
     def open(
         self, holder: Holder, n_sequences: int, prompt: Sequence[int] = (), *, reuse: bool = False
@@ -260,16 +265,10 @@ class StreamPool:
         """
         self._rescue([])
         for batch in batches(texts, self.context.n_batch):
-            counts = [len(tokens) for _, tokens in batch]
-            begins = [len(stream.tokens) for stream, _ in batch]
-            self.context.decode(
-                np.concatenate([np.asarray(tokens, np.int32) for _, tokens in batch]),
-                np.concatenate([np.arange(b, b + n, dtype=np.int32) for b, n in zip(begins, counts, strict=True)]),
-                np.repeat(np.asarray([stream.sequences[0] for stream, _ in batch], np.int32), counts),
-                np.zeros(sum(counts), np.bool_),
-                rewards=False,
-            )
-            for (stream, tokens), begin in zip(batch, begins, strict=True):
+            arrays = _batch_of(batch)
+            self.context.decode(*arrays, np.zeros(len(arrays[0]), np.bool_), rewards=False)
+            for stream, tokens in batch:
+                begin = len(stream.tokens)
                 self._share(stream, begin, begin + len(tokens))
                 stream.tokens += tokens
                 self.last = stream
@@ -285,6 +284,35 @@ class StreamPool:
             stream.rewards = answer[-1]
         self.last = stream
         return answer
+
+    def read_together(self, texts: Sequence[tuple[Stream, Sequence[int]]]) -> list[Float32]:
+        """Append at most ``n_ubatch`` tokens to streams in one batch: (n, n_rewards) of each part."""
+        self._rescue([])
+        counts = [len(tokens) for _, tokens in texts]
+        rewards = self.context.decode_rewards(*_batch_of(texts))
+        parts: list[Float32] = np.split(rewards, np.cumsum(counts)[:-1])
+        for (stream, tokens), part in zip(texts, parts, strict=True):
+            stream.tokens += tokens
+            stream.logits, stream.row, stream.rewards = _NO_LOGITS, -1, part[-1]
+            self.last = stream
+        return parts
+
+    def read_logits(self, stream: Stream, tokens: Sequence[int], visit: Callable[[int, Float32], None]) -> Float32:
+        """Append at most :data:`MOST_LOGITS` tokens, and show a view of each one's logits: (n, n_rewards)."""
+        self._rescue([])
+        begin = len(stream.tokens)
+        every = np.ones(len(tokens), np.bool_)
+        self.context.decode(*_batch_of([(stream, tokens)]), every, rewards=self.n_rewards > 0)
+        self._has_logits = True
+        stream.tokens += tokens
+        logits = self.context.logits()
+        for place, row in enumerate(logits, begin):
+            visit(place, row)
+        stream.logits, stream.row = logits[-1].copy(), -1
+        rewards = self.context.rewards() if self.n_rewards else np.empty((len(tokens), 0), np.float32)
+        stream.rewards = rewards[-1]
+        self.last = stream
+        return rewards
 
     def decode(self, entries: Sequence[tuple[Stream, Int32]]) -> list[Float32]:
         """Feed each stream's candidates at its next position, all in one batch: (k, n_rewards) a stream.
@@ -460,6 +488,17 @@ class StreamPool:
         finally:
             self.release(stream.lease, keep=True)
         self.last = stream
+
+
+def _batch_of(texts: Sequence[tuple[Stream, Sequence[int]]]) -> tuple[Int32, Int32, Int32]:
+    """Tokens, positions and sequences of texts that go on, one behind the other."""
+    counts = [len(tokens) for _, tokens in texts]
+    begins = [len(stream.tokens) for stream, _ in texts]
+    return (
+        np.concatenate([np.asarray(tokens, np.int32) for _, tokens in texts]),
+        np.concatenate([np.arange(b, b + n, dtype=np.int32) for b, n in zip(begins, counts, strict=True)]),
+        np.repeat(np.asarray([stream.sequences[0] for stream, _ in texts], np.int32), counts),
+    )
 
 
 class _Loading:

@@ -23,7 +23,7 @@ from .readers import AuxiliaryReader, RewardReader, check_reward_model, labels_b
 from .request import Guidance, Request, sequences_needed
 from .samplers import make_sampler, seed_of
 from .search import BranchReader, Workspace
-from .text import Text, plain
+from .text import Text, Top, plain
 
 What = Literal["rewards", "log_probabilities"]
 
@@ -161,6 +161,11 @@ class _Beginning:
     async def _prefill(self, job: Job, request: Request, stream: Stream) -> Float32:
         """All of the prompt but its last token; the rewards of these, if they are asked for."""
         pool, head = job.session.streams, request.prompt[:-1]
+        if request.prompt_logprobs is not None:
+            job.handle.prompt_logprobs.clear()  # it may have been put back
+            all_at_once = request.prompt if self.guidance is None else head  # then the last one is fed here already
+            visit = partial(_note_next, job.handle, request)
+            return (await Prefill(pool, [(stream, all_at_once)], "logits", visit))[: len(head)]
         if request.prompt_rewards:
             return await Prefill(pool, [(stream, head)], "rewards")
         leader, count = self._leader(job)
@@ -182,6 +187,8 @@ class _Beginning:
 
     async def _feed_last(self, text: Text, *beside: tuple[Stream, Int32]) -> None:
         """The prompt's last token, whose logits and rewards are wanted."""
+        if len(text.stream.tokens) == len(text.request.prompt):
+            return
         if not await text.append(text.request.prompt[-1], *beside):
             raise ContextFullError(
                 f"the KV cache of {text.session.context.n_ctx} tokens has no room for a prompt of "
@@ -225,3 +232,12 @@ class _Beginning:
         work = Workspace(text, _own_labels(job.session, request), readers, seed)
         job.last_piece = work.finish
         return partial(search.run, work)
+
+
+def _note_next(handle: Handle, request: Request, position: int, logits: Float32) -> None:
+    """How likely the prompt's next token was; the first one follows nothing."""
+    if position + 1 == len(request.prompt):
+        return
+    top = Top(logits, request.prompt_logprobs or 0)
+    chosen = top.chosen(np.asarray([request.prompt[position + 1]], np.int32))
+    handle.prompt_logprobs.append(top.logprobs_for(float(chosen[0])))

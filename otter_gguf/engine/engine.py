@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
+from ..context.batches import batches
 from ..context.session import Session
-from ..context.streams import Stream, StreamPool
+from ..context.streams import MOST_LOGITS, Stream, StreamPool
 from ..context.turns import Turn, in_turn
 from ..errors import ConfigError, ContextFullError, EngineError, OtterError
 from ..steps import Float32
@@ -41,6 +42,9 @@ class Engine:
 
     def __init__(self, session: Session) -> None:
         self.session, self.streams = session, session.streams
+        self.in_pieces = False
+        """Whether prompts are fed in pieces also where no text is running: for a thread that does steps for callers who
+        come and go."""
         self._waiting: deque[Job] = deque()
         self._jobs: list[Job] = []
         self._abandoned: deque[Handle] = deque()
@@ -69,14 +73,19 @@ class Engine:
         self._waiting.extend(jobs)
         return [job.handle for job in jobs]
 
-    def read(self, tokens: Sequence[int], what: What) -> Float32:
-        """The rewards (n, n_rewards) of every token of a text, or (n - 1,) ln p of each next one, in nats."""
-        job = reading_job(self.session, tokens, what)
-        self._waiting.append(job)
-        for _ in self.follow([job.handle]):
+    def submit_reading(self, texts: Iterable[Sequence[int]], what: What) -> list[Handle]:
+        """Ask for the ``result`` of texts that are not continued: the rewards (n, n_rewards) of every token, or
+        (n - 1,) ln p of each next one, in nats. Errors as :meth:`submit`."""
+        jobs = [reading_job(self.session, tokens, what) for tokens in texts]
+        self._waiting.extend(jobs)
+        return [job.handle for job in jobs]
+
+    def read(self, texts: Iterable[Sequence[int]], what: What) -> list[Float32]:
+        """The results of :meth:`submit_reading`."""
+        handles = self.submit_reading(texts, what)
+        for _ in self.follow(handles):
             pass
-        assert job.handle.result is not None
-        return job.handle.result
+        return [handle.result for handle in handles if handle.result is not None]
 
     def step(self) -> list[News]:
         """Feed the next tokens of all texts that are not paused, and what it made of them."""
@@ -105,7 +114,12 @@ class Engine:
                 if not news:
                     return
         finally:
-            self._abandon(handles)
+            self.abandon(handles)
+
+    def abandon(self, handles: Iterable[Handle]) -> None:
+        """Nobody will ask for these texts any more: whoever uses the engine next sees to them. So this may be called
+        anywhere, as by the garbage collector or in an event loop: it does not wait for the step under way."""
+        self._abandoned.extend(handle for handle in handles if not handle.done)
 
     def in_turn(self, work: Callable[[], _T]) -> _T:
         """Do some work while no step is done."""
@@ -171,7 +185,7 @@ class Engine:
                 elif len(self._driving) > 1:
                     time.sleep(0)  # others look whether there is enough for them
         except BaseException:
-            self._abandon(handles)
+            self.abandon(handles)
             raise
         finally:
             for handle in handles:
@@ -181,18 +195,13 @@ class Engine:
     def _raise_errors(self, handles: Sequence[Handle]) -> None:
         for handle in handles:
             if handle.error is not None:
-                self._abandon(handles)
+                self.abandon(handles)
                 raise handle.error
 
     def _have_begun(self, handles: Sequence[Handle]) -> bool:
         """Whether the prompts of all texts that have room are fed."""
         begun = [job.handle for job in self._jobs if job.handle in handles]
         return bool(begun) and all(handle.prompt_rewards is not None for handle in begun)
-
-    def _abandon(self, handles: Iterable[Handle]) -> None:
-        """Nobody will ask for these texts any more: whoever uses the engine next sees to them. So this may be called
-        anywhere, as by the garbage collector."""
-        self._abandoned.extend(handle for handle in handles if not handle.done)
 
     def _in_turn(self, work: Callable[[], _T]) -> _T:
         """Do some work while nobody else uses this model, nor one that its texts use."""
@@ -280,6 +289,8 @@ class Engine:
                 if any(job.feed(self.streams) for job in running):
                     return  # texts that will end and make room
                 self._put_back(running, *full[-1])
+            elif self.in_pieces:
+                return  # somebody may have come meanwhile
 
     def _put_back(self, running: Sequence[Job], prefill: Prefill, error: ContextFullError) -> None:
         """Several prompts hold what one of them needs: let the last one begin anew, when others are over. A single one
@@ -296,7 +307,8 @@ class Engine:
     def _prefill(self, pool: StreamPool, prefills: Sequence[Prefill]) -> list[tuple[Prefill, ContextFullError]]:
         """At most ``n_ubatch`` tokens of them; all where no text is running beside them. Those for which the cache has
         no room."""
-        room, full = pool.context.n_ubatch if self._is_busy() else None, []
+        in_pieces = self._is_busy() or (self.in_pieces and pool is self.streams)
+        room, full = pool.context.n_ubatch if in_pieces else None, []
         for _, group in groupby(prefills, key=lambda prefill: prefill.read):
             together = list(group)
             if _try_prefill(pool, together, room) is None:
@@ -369,6 +381,8 @@ def _try_prefill(pool: StreamPool, prefills: Sequence[Prefill], room: int | None
     try:
         if prefills[0].read == "nothing":
             _prefill(pool, prefills, room)
+        elif prefills[0].read == "rewards" and len(prefills) > 1:
+            _read_rewards(pool, prefills, room)
         else:
             for prefill in prefills:
                 _read_prefill(pool, prefill, room)
@@ -380,8 +394,24 @@ def _try_prefill(pool: StreamPool, prefills: Sequence[Prefill], room: int | None
 def _read_prefill(pool: StreamPool, prefill: Prefill, room: int | None) -> None:
     ((stream, tokens),) = prefill.entries
     count = len(tokens) if room is None or prefill.read == "log_probabilities" else room
-    prefill.answers.append(pool.read(stream, tokens[:count], log_probabilities=prefill.read == "log_probabilities"))
+    if prefill.visit is not None:
+        count = min(count, MOST_LOGITS)
+        prefill.answers.append(pool.read_logits(stream, tokens[:count], prefill.visit))
+    else:
+        prefill.answers.append(pool.read(stream, tokens[:count], log_probabilities=prefill.read == "log_probabilities"))
     prefill.entries = [(stream, tokens[count:])]
+
+
+def _read_rewards(pool: StreamPool, prefills: Sequence[Prefill], room: int | None) -> None:
+    """Of several texts in batches that they share."""
+    by_stream = {id(stream): prefill for prefill in prefills for stream, _ in prefill.entries}
+    for batch in batches([entry for prefill in prefills for entry in prefill.entries], pool.context.n_ubatch):
+        for (stream, tokens), rewards in zip(batch, pool.read_together(batch), strict=True):
+            prefill = by_stream[id(stream)]
+            prefill.answers.append(rewards)
+            prefill.entries = [(stream, prefill.entries[0][1][len(tokens) :])]
+        if room is not None:
+            return
 
 
 def _prefill(pool: StreamPool, prefills: Sequence[Prefill], room: int | None) -> None:

@@ -58,13 +58,15 @@ class Feed:
 class Prefill:
     """The beginnings of texts, to be fed in pieces beside the running ones. No logits are computed.
 
-    Awaiting it gives (n, n_rewards) of every token where ``read`` is "rewards", (n - 1,) ln p of each next token where
-    it is "log_probabilities", which is one piece of any length; both for a single entry.
+    Awaiting it gives (n, n_rewards) of every token where ``read`` is "rewards" or "logits", (n - 1,) ln p of each next
+    token where it is "log_probabilities", which is one piece of any length; all for a single entry.
     """
 
     pool: StreamPool
     entries: list[tuple[Stream, Sequence[int]]]
-    read: Literal["nothing", "rewards", "log_probabilities"] = "nothing"
+    read: Literal["nothing", "rewards", "log_probabilities", "logits"] = "nothing"
+    visit: Callable[[int, Float32], None] | None = None
+    """Called with each position and its (n_vocab,) logits, a view, where ``read`` is "logits"."""
     answers: list[Float32] = field(default_factory=list)
     error: ContextFullError | None = None
     """Why they cannot be fed; raised where they are awaited."""
@@ -81,7 +83,7 @@ class Prefill:
             raise self.error
         if self.answers:
             return np.concatenate(self.answers)
-        return np.empty((0, self.pool.n_rewards) if self.read == "rewards" else 0, np.float32)
+        return np.empty(0 if self.read == "log_probabilities" else (0, self.pool.n_rewards), np.float32)
 
 
 @dataclass(eq=False)

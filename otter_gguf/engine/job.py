@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..context.session import Session
 from ..context.streams import Stream, StreamPool
 from ..errors import ConfigError
-from ..steps import Event, Float32, Piece
+from ..steps import Event, Float32, Logprobs, Piece
 from .feeds import Feed, Prefill, Told, Until, Wish
 from .request import Request
 
@@ -35,8 +35,12 @@ class Handle:
     """Which text of its call; the ``index`` of its pieces."""
     prompt_rewards: Float32 | None = None
     """(tokens or 1, n_rewards): of every token of the prompt, or of the last; None until it has been fed."""
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    """Of every token of the prompt but the first, if they are asked for."""
+    n_cached: int = 0
+    """Tokens of the prompt that were in the cache already."""
     result: Float32 | None = None
-    """What :meth:`otter_gguf.engine.Engine.read` gives."""
+    """What :meth:`otter_gguf.engine.Engine.submit_reading` asks for."""
     done: bool = False
     error: BaseException | None = None
     """Why it ended, if not by itself."""
@@ -92,12 +96,14 @@ class Job:
         for session, count in self.needs.items():
             is_own = request is not None and session is self.session
             prompt = request.prompt if is_own and request is not None else ()
-            reuse = is_own and request is not None and request.cache_prompt and not request.prompt_rewards
+            reuse = is_own and request is not None and request.cache_prompt and not request.reads_prompt
             stream = session.streams.open(self, count, prompt, reuse=reuse)
             if stream is None:
                 self.put_back()
                 return False
             self.streams[session] = stream
+            if is_own:
+                self.handle.n_cached = len(stream.tokens)
         self._work = self._begin(self)
         return True
 

@@ -46,6 +46,8 @@ class Request:
     cache_prompt: bool = False
     prompt_rewards: bool = False
     """The rewards of every token of the prompt, not of the last alone."""
+    prompt_logprobs: int | None = None
+    """How many of the most likely tokens to give beside each token of the prompt; None = no log-probabilities."""
     context_shift: bool = False
     n_keep: int = 0
     """Tokens at the beginning that a shift leaves in place."""
@@ -55,14 +57,21 @@ class Request:
             raise ConfigError(
                 f"max_tokens is {shown(self.max_tokens)}, expected 0 or more, or -1 (until the context is full)"
             )
-        if self.logprobs is not None and not is_whole(self.logprobs, most=MAX_LOGPROBS):
-            raise ConfigError(f"logprobs is {shown(self.logprobs)}, expected a whole number from 0 to {MAX_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not is_whole(value, most=MAX_LOGPROBS):
+                raise ConfigError(f"{name} is {shown(value)}, expected a whole number from 0 to {MAX_LOGPROBS}")
         if not is_whole(self.n_keep):
             raise ConfigError(f"n_keep is {shown(self.n_keep)}, expected a whole number of at least 0")
         if self.guidance is not None and not isinstance(self.guidance, (Policy, Search)):
             raise ConfigError(
                 f"guidance is {shown(self.guidance)}, expected a policy or a search, such as ARGS(weight=1.5)"
             )
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every token of the prompt is wanted, not the last alone: then all have to be fed."""
+        return self.prompt_rewards or self.prompt_logprobs is not None
 
     @property
     def shifts(self) -> int | None:

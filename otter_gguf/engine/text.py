@@ -138,12 +138,15 @@ class Top:
 
     def chosen(self, tokens: Int32) -> Float32:
         """(k,) log-probabilities of candidates; while the step's logits are there."""
-        result: Float32 = self._view[tokens] - np.float32(self._log_sum_exp)
-        return result
+        return self._normalized(self._view[tokens])
 
     def logprobs_for(self, logprob: float) -> Logprobs:
         """The place's log-probabilities, once the choice is made."""
-        return Logprobs(logprob, self._tokens.tolist(), (self._logits - self._log_sum_exp).tolist())
+        return Logprobs(logprob, self._tokens.tolist(), self._normalized(self._logits).tolist())
+
+    def _normalized(self, logits: Float32) -> Float32:
+        """Rounded once, as :meth:`otter_gguf._native.Context.log_probabilities` does it."""
+        return (logits.astype(np.float64) - self._log_sum_exp).astype(np.float32)
 
 
 async def plain(text: Text) -> None:

@@ -67,7 +67,7 @@ def reward_column(labels: Sequence[str], label: str | None) -> int | None:
 def _read(llm: Otter, prompt: str, response: str, column: int | None) -> Reading:
     alone, tokens = (llm.tokenize(text, special=True)[: llm.n_ctx] for text in (prompt, prompt + response))
     n_prompt = common_length(alone, tokens)
-    log_p = llm.engine.read(tokens, "log_probabilities")[max(0, n_prompt - 1) :]
+    log_p = llm.engine.read([tokens], "log_probabilities")[0][max(0, n_prompt - 1) :]
     if column is None:
         return Reading(cross_entropy(log_p), None, None)
     rewards = llm.score(tokens).rewards[:, column]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
+from .._numbers import shown
 from ..errors import ConfigError
 from . import rules
 from .base import Policy
@@ -52,22 +53,50 @@ _OWN = re.compile(r"\s*([\w.]+:[\w.]+)\s*(?::(.*))?", re.DOTALL)
 """Module and class, and options: ``args:weight`` is none, as ``args`` is a rule."""
 
 
-def parse(text: str, load: Load | None = None) -> Guidance:
+def parse(text: str, load: Load | None = None, *, own: bool = True) -> Guidance:
     """The guidance that a line of text describes; ``plain`` is None.
 
     Args:
         text: See the module.
         load: Opens the models that a rule compares with, from ``base.gguf`` or ``base.gguf|sidecar.otter.gguf``
             (:func:`model_files` takes them apart).
+        own: Whether classes of one's own may be named, whose modules are then imported.
 
     Raises:
         ConfigError: Unknown name or field, or a wrong value; the line names what there is.
     """
     chain = [_Rule.read(part) for part in _split(text, "+", text)]
+    for rule in chain:
+        _check_name(rule.name, own)
     guidance: Guidance = None
     for index, rule in enumerate(reversed(chain)):
         guidance = _build(rule, guidance, index > 0, load)
     return guidance
+
+
+def from_json(value: object, load: Load | None = None, *, own: bool = True) -> Guidance:
+    """The guidance that a JSON value describes: a text as :func:`parse` reads it, null for none, or an object with
+    ``rule`` and the rule's fields: ``{"rule": "args", "weight": 1.5, "n_candidates": 10}``.
+
+    The field of a wrapper is such a value again, a label may be the object of an :class:`Ensemble`'s fields, numbers
+    are numbers, and pairs and tokens are arrays. The other arguments and errors as :func:`parse`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return parse(value, load, own=own)
+    if not isinstance(value, dict) or not isinstance(value.get("rule"), str):
+        raise ConfigError(f"guidance is {shown(value)}, expected a text, or an object with 'rule' and its fields")
+    name, fields = value["rule"], {key: part for key, part in value.items() if key != "rule"}
+    _check_name(name, own)
+    if name == PLAIN:
+        return _build(_Rule(name, fields), None, False, load)
+    inner = wrapped_field(rule_class(name))
+    has_inner = inner in fields
+    guidance = from_json(fields.pop(inner), load, own=own) if inner is not None and has_inner else None
+    hints = types_of(rule_class(name))
+    options = {key: _text_of_json(part, hints.get(key), f"guidance {name}: {key}") for key, part in fields.items()}
+    return _build(_Rule(name, options), guidance, has_inner, load)
 
 
 def format(guidance: Guidance) -> str:
@@ -150,6 +179,11 @@ class _Rule:
                 raise ConfigError(f"guidance {name}: {key} is given twice")
             options[key] = value
         return cls(name, options)
+
+
+def _check_name(name: str, own: bool) -> None:
+    if not own and name not in (PLAIN, *registry()):
+        raise ConfigError(f"guidance: there is no {name!r}; there are: {', '.join((PLAIN, *registry()))}")
 
 
 def _build(rule: _Rule, inner: Guidance, has_inner: bool, load: Load | None) -> Guidance:
@@ -263,6 +297,21 @@ def _unquoted(text: str) -> str:
 def _is_ensemble(text: str) -> bool:
     outside = _QUOTED.sub("", text)
     return "*" in outside or "&" in outside or _COMBINED.fullmatch(text) is not None
+
+
+def _text_of_json(value: object, hint: Any, where: str) -> str:
+    """A field's value as it stands in a line of text. ``ConfigError`` if no field takes such a thing."""
+    if isinstance(value, str):
+        return value if _is_ensemble(value) else _quoted(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return _text_of(value, None)
+    if isinstance(value, list) and all(type(part) in (int, float) for part in value):
+        return _text_of(tuple(value), hint)
+    if isinstance(value, dict) and isinstance(value.get("weights"), dict):
+        unknown = value.keys() - {"weights", "combination", "caution"}
+        if not unknown:
+            return _ensemble_text(Ensemble(**value))
+    raise ConfigError(f"{where} is {shown(value)}, expected a text, a number, a list of numbers, or an ensemble")
 
 
 def _wrapped(text: str, first: str, further: str | None = None) -> list[str]:

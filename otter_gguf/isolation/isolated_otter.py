@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TypeVar, cast, overload
 
@@ -27,6 +27,7 @@ from ..context.turns import Turn
 from ..errors import ConfigError, EngineError, OtterError
 from ..model import Otter
 from ..options import LoadArguments, LoadOptions, SamplingOptions, takes
+from ..scoring import Score
 from ..text_model import TextModel
 from .channel import Channel
 
@@ -168,6 +169,11 @@ class IsolatedOtter(TextModel):
     save_state = _there(TextModel.save_state)
     load_state = _there(TextModel.load_state)
     score = _there(TextModel.score)
+    rerank = _there(TextModel.rerank)
+    render_chat = _there(TextModel.render_chat)
+
+    def score_many(self, texts: Iterable[tuple[str | Sequence[int], str | Sequence[int] | None]]) -> list[Score]:
+        return [self.score(prompt, response) for prompt, response in texts]
 
     def close(self) -> None:
         """Free the model; the process ends with its last one. Idempotent."""

@@ -24,6 +24,21 @@ from otter_gguf.steps import Float32
 from tests.documents import DOCS
 from tests.refusals import refused
 
+JSON: dict[str, Any] = {
+    "args": {"rule": "args", "weight": 3, "n_candidates": 20, "center": True},
+    "pargs": {"rule": "pargs", "weight": 1.5, "log_probabilities": False},
+    "rad": "rad:beta=30.0,low=-1.0,inverse=true",
+    "vocabulary": {"rule": "vocabulary", "order": "bonus_first", "clip": [-1, 1.0]},
+    "gated": {"rule": "gated", "entropy": 1, "support": "candidates", "policy": {"rule": "args", "weight": 3}},
+    "contrast": {"rule": "contrast", "prompt": "Be rude, and loud.", "weight": 1},
+    "dexperts": {"rule": "dexperts", "expert": "good.gguf", "antiexpert": "bad.gguf", "top_p": 0.95},
+    "threshold": {"rule": "threshold", "limit": -1, "action": "resample"},
+    "cards": {"rule": "cards", "target": 2.5, "hard": True},
+    "best_of_n": {"rule": "best_of_n", "n": 4},
+    "speculative_rejection": {"rule": "speculative_rejection", "alpha": 0.25, "pause": 8},
+    "chunk_beam": {"rule": "chunk_beam", "width": 3, "chunk": 20},
+}
+
 EXAMPLES = {
     "args": "args:weight=3.0,n_candidates=20,center=true",
     "pargs": "pargs:weight=1.5,log_probabilities=false",
@@ -401,3 +416,54 @@ def test_ones_own_class_is_named_by_module_and_class(folder: Path) -> None:
 def test_what_is_wrong_with_ones_own(folder: Path, text: str, names: tuple[str, ...]) -> None:
     with refused(ConfigError, *names):
         spec.parse(text)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_json_value_is_the_same_rule(name: str) -> None:
+    assert spec.format(spec.from_json(JSON[name], Model)) == spec.format(spec.parse(EXAMPLES[name], Model))  # type: ignore[arg-type]
+
+
+def test_json_says_what_text_says() -> None:
+    assert spec.from_json(None) is spec.from_json("plain") is spec.from_json({"rule": "plain"}) is None
+    ensemble = {"weights": {"a": 1, "b": 0.5}, "combination": "min"}
+    assert spec.from_json({"rule": "args", "label": ensemble}) == ARGS(label=Ensemble({"a": 1, "b": 0.5}, "min"))
+    assert spec.from_json({"rule": "contrast", "prompt": [1, 2, 3]}) == Contrast(prompt=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (5, ["5"]),
+        ({}, ["rule"]),
+        ({"rule": "argh"}, ["argh"]),
+        ({"rule": "args", "wait": 1}, ["args", "wait"]),
+        ({"rule": "args", "weight": "2,n_candidates=9"}, ["weight"]),
+        ({"rule": "args", "weight": {}}, ["weight"]),
+        ({"rule": "args", "weight": [True]}, ["weight"]),
+        ({"rule": "args", "policy": "args"}, ["policy"]),
+        ({"rule": "gated", "entropy": 1}, ["gated"]),
+        ({"rule": "gated", "entropy": 1, "policy": None}, ["gated"]),
+        ({"rule": "plain", "weight": 1}, ["plain"]),
+        ({"rule": "args", "label": {"weights": {"a": "x"}}}, ["weights"]),
+        ({"rule": "args", "label": {"weights": {"a": 1}, "combination": "max"}}, ["combination", "max"]),
+        ({"rule": "args", "label": {"weights": {"a": 1}, "x": 1}}, ["label"]),
+    ],
+)
+def test_a_wrong_json_value_is_refused(value: Any, names: list[str]) -> None:
+    with refused(ConfigError, *names):
+        spec.from_json(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "toy_policies:Worst",
+        "gated:entropy=1+toy_policies:Worst",
+        {"rule": "toy_policies:Worst"},
+        {"rule": "gated", "entropy": 1, "policy": "os:path"},
+    ],
+)
+def test_where_classes_of_ones_own_are_refused_nothing_is_imported(folder: Path, value: Any) -> None:
+    with refused(ConfigError, "args"):
+        spec.from_json(value, own=False)
+    assert "toy_policies" not in sys.modules

@@ -150,8 +150,8 @@ GENERATION = (
     Fault(
         "Engine: a long prompt is fed at once beside running texts",
         "otter_gguf/engine/engine.py",
-        "pool.context.n_ubatch if self._is_busy() else None",
-        "None",
+        "in_pieces = self._is_busy() or ",
+        "in_pieces = ",
         ("tests/test_engine.py",),
     ),
     Fault(
@@ -227,7 +227,7 @@ GENERATION = (
     Fault(
         "Log-probabilities: not normalised",
         "otter_gguf/engine/text.py",
-        "(self._logits - self._log_sum_exp).tolist()",
+        "self._normalized(self._logits).tolist()",
         "self._logits.tolist()",
         ("tests/test_logprobs.py",),
     ),

@@ -50,7 +50,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "Otter.generate": {"tokens": [5, 6]},
     "Otter.score": {"prompt": "a", "response": "b"},
     "Otter.tokenize": {"text": "a"},
+    "Otter.score_many": {"texts": [("a", "b"), ("a", None)]},
+    "Otter.rerank": {"query": "a", "documents": ["b", "c"], "label": "reward", "top_n": 1},
     "Otter.tokenize_chat": {"messages": [{"role": "user", "content": "a"}]},
+    "Otter.render_chat": {"messages": [{"role": "user", "content": "a"}]},
     "Otter.detokenize": {"tokens": [5, 6]},
 }
 RULES = (
@@ -145,9 +148,8 @@ def test_a_model_that_has_been_closed() -> None:
     llm.close()
     llm.close()
     for name in METHODS:
-        arguments = list(GOOD[f"Otter.{name}"].values())[:1]
         with refused(EngineError, "closed"):
-            getattr(llm, name)(*arguments)
+            getattr(llm, name)(**GOOD[f"Otter.{name}"])
     with refused(EngineError, "closed"):
         llm.save_state()
 
@@ -157,6 +159,6 @@ def test_every_public_class_is_tried_or_has_nothing_to_try() -> None:
     tried = {*RULES, "BaseGeometry", "Ensemble", "HeadConfig", "InsertionConfig", "Otter", "ContextState"}
     made_by_the_package = {"Candidates", "Score", "IsolatedOtter"}
     abstract = {"Policy", "Search", "Signal"}
-    through_otter = {"open_model"}
+    through_otter = {"open_model", "AsyncOtter"}
     errors = {name for name in otter_gguf.__all__ if name.endswith("Error")}
     assert {*tried, *made_by_the_package, *abstract, *through_otter, *errors, "__version__"} == set(otter_gguf.__all__)
