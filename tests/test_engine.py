@@ -175,7 +175,7 @@ def test_for_callers_who_come_and_go_every_prompt_is_fed_in_pieces() -> None:
             assert llm.context.timing()["tokens"] - before <= 34
             n_steps += 1
         assert n_steps == 7
-        assert tokens_by_text([handle], [*handle.news, *run(llm, [handle])]) == expected
+        assert tokens_by_text([handle], [*handle.take(), *run(llm, [handle])]) == expected
 
 
 def test_the_error_of_one_text_is_not_the_others(llm: Otter) -> None:
@@ -385,3 +385,17 @@ def test_a_text_that_gave_way_says_so_also_where_another_is_abandoned_at_once() 
         thread.start()
         thread.join(20)
         assert len(ends) == 1, "it waits for a text that the engine no longer has"
+
+
+def test_a_text_whose_handle_is_lost_ends() -> None:
+    """As where an exception out of a signal handler comes between the submission and its assignment."""
+    with open_exact(n_ctx=64, n_seq_max=4) as llm:
+        llm.create_completion("c", max_tokens=1)
+        state = llm.save_state()
+        (handle,) = llm.engine.submit([Request(llm.tokenize("a"), max_tokens=40)])
+        llm.engine.step()
+        with refused(EngineError, "base.gguf"):
+            llm.load_state(state)
+        del handle
+        llm.load_state(state)
+        assert n_cells(llm) == len(state.tokens)

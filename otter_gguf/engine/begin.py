@@ -28,10 +28,12 @@ from .text import Text, Top, plain
 What = Literal["rewards", "log_probabilities"]
 
 
-def jobs_of(session: Session, requests: Sequence[Request]) -> list[Job]:
+def jobs_of(session: Session, handles: Sequence[Handle]) -> list[Job]:
     """The texts of one call. Errors as :meth:`otter_gguf.engine.Engine.submit`."""
     jobs: list[Job] = []
-    for index, request in enumerate(requests):
+    for handle in handles:
+        request = handle.request
+        assert request is not None
         guidance = checked_guidance(session, request)
         _check_shift(session, request, guidance)
         session.streams.check_prompt(request.prompt)
@@ -39,11 +41,11 @@ def jobs_of(session: Session, requests: Sequence[Request]) -> list[Job]:
         needs, begin = _needs(session, request, guidance), _Beginning(guidance, sampler, jobs)
         # A search may need the whole cache: those of one call follow each other.
         after = jobs[-1].handle if isinstance(guidance, Search) and jobs else None
-        jobs.append(Job(session, Handle(request, index), needs, begin, after))
+        jobs.append(Job(session, handle, needs, begin, after))
     return jobs
 
 
-def reading_job(session: Session, tokens: Sequence[int], what: What) -> Job:
+def reading_job(session: Session, handle: Handle, tokens: Sequence[int], what: What) -> Job:
     """A text that is read and not continued."""
     session.streams.check_prompt(tokens)
 
@@ -51,7 +53,7 @@ def reading_job(session: Session, tokens: Sequence[int], what: What) -> Job:
         stream = job.streams[session]
         job.handle.result = await Prefill(session.streams, [(stream, list(tokens))], what)
 
-    return Job(session, Handle(), {session: 1}, read)
+    return Job(session, handle, {session: 1}, read)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class _Beginning:
         self.guidance, self.sampler, self.group = guidance, sampler, group
 
     async def __call__(self, job: Job) -> None:
-        request, session = job.handle.request, job.session
+        request, session = job.request, job.session
         assert request is not None
         text = Text(session, request, job.streams[session], self.sampler)
         head = await self._prefill(job, request, text.stream)
@@ -179,7 +181,7 @@ class _Beginning:
 
     def _leader(self, job: Job) -> tuple[Stream | None, int]:
         """The first text of the call, if it is still under way, and how many tokens all prompts have in common."""
-        requests = [other.handle.request for other in self.group if other.handle.request is not None]
+        requests = [other.request for other in self.group if other.request is not None]
         if len(requests) < 2 or isinstance(self.guidance, Search) or requests[0].context_shift:
             return None, 0
         leader = self.group[0].streams.get(job.session)

@@ -58,7 +58,8 @@ class Engine:
     def submit(self, requests: Sequence[Request], *, stream: bool = False) -> list[Handle]:
         """Ask for the texts of one call. A beginning that all their prompts have in common is fed once.
 
-        ``stream``: they are paused while nobody is in :meth:`follow`.
+        A text ends when nobody holds its handle any more. ``stream``: they are paused while nobody is in
+        :meth:`follow`.
 
         Raises:
             ConfigError: An option is out of range, contradicts another, or guidance needs what the model lacks.
@@ -67,18 +68,19 @@ class Engine:
         """
         if not requests:
             raise ConfigError("the prompt is empty: give at least one")
-        jobs = jobs_of(self.session, requests)
-        for job in jobs:
-            job.handle.is_stream = stream
-        self._waiting.extend(jobs)
-        return [job.handle for job in jobs]
+        handles = [Handle(request, index, is_stream=stream) for index, request in enumerate(requests)]
+        self._waiting.extend(jobs_of(self.session, handles))
+        return handles
 
     def submit_reading(self, texts: Iterable[Sequence[int]], what: What) -> list[Handle]:
         """Ask for the ``result`` of texts that are not continued: the rewards (n, n_rewards) of every token, or
         (n - 1,) ln p of each next one, in nats. Errors as :meth:`submit`."""
-        jobs = [reading_job(self.session, tokens, what) for tokens in texts]
-        self._waiting.extend(jobs)
-        return [job.handle for job in jobs]
+        tokens = list(texts)
+        handles = [Handle(index=index) for index in range(len(tokens))]
+        self._waiting.extend(
+            [reading_job(self.session, handle, text, what) for handle, text in zip(handles, tokens, strict=True)]
+        )
+        return handles
 
     def read(self, texts: Iterable[Sequence[int]], what: What) -> list[Float32]:
         """The results of :meth:`submit_reading`."""
@@ -108,7 +110,7 @@ class Engine:
         try:
             while True:
                 self._drive(handles, lambda: any(handle.news for handle in handles))
-                news = [handle.news.popleft() for handle in handles for _ in range(len(handle.news))]
+                news = [one for handle in handles for one in handle.take()]
                 yield from news
                 self._raise_errors(handles)
                 if not news:
@@ -347,6 +349,9 @@ class Engine:
         while self._abandoned:
             self._end(self._abandoned[0], keep=True)
             self._abandoned.popleft()
+        for job in (*self._jobs, *self._waiting):
+            if not job.is_wanted:
+                job.finish()
         self._forget_over()
 
     def _end(self, handle: Handle, *, keep: bool) -> None:

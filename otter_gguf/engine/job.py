@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ class News(NamedTuple):
 
 @dataclass(eq=False)
 class Handle:
-    """One text that was submitted."""
+    """One text that was submitted. It ends when nobody holds this object any more: an exception out of a signal handler
+    can take it from a caller at any moment."""
 
     request: Request | None = None
     """None for a text that is read and not continued."""
@@ -48,8 +50,12 @@ class Handle:
     """Whether the text is paused while nobody is reading on."""
     paused: bool = False
     """A paused text keeps its place but is not fed; where others need what it holds, it ends."""
-    news: deque[News] = field(default_factory=deque)
+    news: deque[tuple[Event | None, Piece | None]] = field(default_factory=deque)
     """What nobody has taken yet."""
+
+    def take(self) -> list[News]:
+        """What is new."""
+        return [News(self, *self.news.popleft()) for _ in range(len(self.news))]
 
 
 class Job:
@@ -71,7 +77,10 @@ class Job:
         begin: Callable[[Job], Coroutine[Wish, None, None]],
         after: Handle | None = None,
     ) -> None:
-        self.session, self.handle, self.needs = session, handle, needs
+        self.session, self.needs = session, needs
+        self.request, self.index = handle.request, handle.index
+        self._caller = weakref.ref(handle)
+        self._nobody = Handle(paused=True)
         self.streams: dict[Session, Stream] = {}
         """Of each model, the first one of its lease."""
         self.wish: Wish | None = None
@@ -86,12 +95,22 @@ class Job:
         self._is_running = False
         self._told: list[tuple[Event | None, Piece | None]] = []
 
+    @property
+    def handle(self) -> Handle:
+        """What the caller has of it; one that nobody has where the caller has let go of it."""
+        return self._caller() or self._nobody
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody holds its handle."""
+        return self._caller() is not None
+
     def lease(self) -> bool:
         """Take sequences of every model that the text uses, and begin; False, and nothing is taken, if some are in
         use."""
         if self._after is not None and not self._after.done:
             return False
-        request = self.handle.request
+        request = self.request
         self.has_begun = True
         for session, count in self.needs.items():
             is_own = request is not None and session is self.session
@@ -160,11 +179,11 @@ class Job:
         told, self._told = self._told, []
         for _, piece in told:
             if piece is not None:
-                piece.index = self.handle.index
-        news = [News(self.handle, event, piece) for event, piece in told]
-        self.handle.news.extend(news)
-        self.handle.done = self.is_over
-        return news
+                piece.index = self.index
+        handle = self.handle
+        handle.news.extend(told)
+        handle.done = self.is_over
+        return [News(handle, event, piece) for event, piece in told]
 
     # ---- ends --------------------------------------------------------------------------------------------------
 
@@ -218,7 +237,7 @@ class Job:
     def release(self, *, keep: bool) -> None:
         """Give back what it holds of the contexts whose turn it is. Its text stays in the cache if ``keep`` and if a
         later prompt is likely to begin with it."""
-        request = self.handle.request
+        request = self.request
         for session, stream in list(self.streams.items()):
             if not session.turn.is_mine:  # it gives way in a context that its own engine does not have just now
                 continue

@@ -148,7 +148,7 @@ class Driver:
         told: dict[asyncio.AbstractEventLoop, list[tuple[Following, list[News], bool]]] = {}
         for following in followed:
             is_over = all(handle.done for handle in following.handles)
-            news = [handle.news.popleft() for handle in following.handles for _ in range(len(handle.news))]
+            news = [one for handle in following.handles for one in handle.take()]
             if news or is_over:
                 told.setdefault(following.loop, []).append((following, news, is_over))
         for loop, parts in told.items():
