@@ -116,9 +116,24 @@ size_t longest_match(cut way, const std::string & text) {
     return std::max({ n_words, n_spaces, n_letters });
 }
 
+// Where spaces are replaced byte by byte, one in an overlong encoding gets past: llama.cpp decodes it as a space later, and
+// aborts on a space in the merges.
+void check_overlong_spaces(const std::string & text) {
+    for (const char * space : { "\xc0\xa0", "\xe0\x80\xa0", "\xf0\x80\x80\xa0" }) {
+        const size_t place = text.find(space);
+        if (place != std::string::npos) {
+            throw config_error("a text with an overlong encoding of a space at byte " + std::to_string(place) +
+                ", which is no UTF-8: this model's tokenizer does not take it");
+        }
+    }
+}
+
 } // namespace
 
 size_t stack_to_cut(const llama_vocab * vocab, const std::string & text) {
+    if (vocab->get_type() == LLAMA_VOCAB_TYPE_BPE && vocab->get_escape_whitespaces()) {
+        check_overlong_spaces(text);
+    }
     const cut way = how_to_cut(vocab);
     if (way == cut::by_loops) {
         return 0;

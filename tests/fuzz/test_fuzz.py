@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from otter_gguf import Otter, OtterError
+from otter_gguf import ConfigError, Otter, OtterError
 from tests.gguf.mutants import GENTLE, copied, mutated
+from tests.refusals import refused
 
 from . import fleet, vocabularies
 from .coverage import Reached
@@ -167,6 +168,20 @@ def test_tokenizers_of_every_kind(folder: Path) -> None:
     vocabularies.gemma4(gemma)
     assert tokens_of(gemma)[:2] == [b"<0x00>", b"<0x01>"]
     assert "▁otter".encode() in tokens_of(gemma)
+
+
+@pytest.mark.parametrize("space", [b"\xc0\xa0", b"\xe0\x80\xa0", b"\xf0\x80\x80\xa0"])
+def test_an_overlong_space_that_would_end_the_process_is_refused(
+    space: bytes, folder: Path, tmp_path: Path
+) -> None:
+    """Found by the fuzzer: Gemma 4's tokenizer replaces spaces by their bytes, and then finds others in the text."""
+    seeds = Seeds(folder)
+    file = copied(seeds.file(seeds.path("toy-values", "base")))
+    vocabularies.gemma4(file)
+    with Otter(file.write(tmp_path / "base.gguf"), n_ctx=8) as llm:
+        with refused(ConfigError, "byte 2"):
+            llm.tokenize(b"ab" + space + b"cd")
+        assert llm.tokenize(b"ab cd") != llm.tokenize(b"abcd")
 
 
 @pytest.mark.parametrize("change", [vocabularies.gemma4, vocabularies.add_special])
