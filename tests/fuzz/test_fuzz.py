@@ -171,9 +171,7 @@ def test_tokenizers_of_every_kind(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("space", [b"\xc0\xa0", b"\xe0\x80\xa0", b"\xf0\x80\x80\xa0"])
-def test_an_overlong_space_that_would_end_the_process_is_refused(
-    space: bytes, folder: Path, tmp_path: Path
-) -> None:
+def test_an_overlong_space_that_would_end_the_process_is_refused(space: bytes, folder: Path, tmp_path: Path) -> None:
     """Found by the fuzzer: Gemma 4's tokenizer replaces spaces by their bytes, and then finds others in the text."""
     seeds = Seeds(folder)
     file = copied(seeds.file(seeds.path("toy-values", "base")))
