@@ -390,7 +390,7 @@ TRAINING = (
     ),
     Fault(
         "Initialisation: heads of the wrong variance",
-        f"{_TRAINING}/initialisation.py",
+        f"{_TRAINING}/modules.py",
         "(weight.shape[1] + 1) ** -0.5",
         "(weight.shape[1] + 1) ** -1.0",
         ("tests/training/test_insert.py",),
